@@ -1,0 +1,103 @@
+"""A base model that stays in memory with one LoRA adapter, re-initialised, loaded and saved in place."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from selftrain.errors import InputError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Resident:
+    """One base model, its tokenizer, and one adapter called "default" whose tensors never move.
+
+    Every cycle of every chain of a process runs on it: `fresh` re-initialises the adapter, `load` copies saved weights into it,
+    `clean` takes off what a trainer left behind. `loaded` names the weights that the adapter holds now.
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Any, *, name: str, fingerprint: str, kind: str, rank: int, alpha: int):
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.model: PeftModel = get_peft_model(model, config)
+        self.model.eval()
+        self.tokenizer, self.name, self.fingerprint, self.kind = tokenizer, name, fingerprint, kind
+        self.rank, self.alpha = rank, alpha
+        self.loaded: str | None = None
+
+    @classmethod
+    def open(cls, name: str, *, rank: int, alpha: int, device: str | None = None) -> Resident:
+        """Load a model by embedded name, folder or hub name and wrap it."""
+        from selftrain import models
+        found = models.load(name, device=device)
+        return cls(found.model, found.tokenizer, name=name, fingerprint=found.fingerprint, kind=found.kind, rank=rank, alpha=alpha)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def check_kind(self, kind: str) -> None:
+        """InputError if chat is asked of a model without a chat template."""
+        if kind == "chat" and not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(f"model {self.name} has no chat template; use an instruct model for sft and dpo, or regime sdf")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The adapter's parameters by name."""
+        return {name: p for name, p in self.model.named_parameters() if ".default." in name}
+
+    def fresh(self, seed: int) -> None:
+        """Re-initialise the adapter in place: A random by the seed, B zero, so that the model is the base."""
+        torch.manual_seed(seed)
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer):
+                module.reset_lora_parameters("default", True)
+        self.loaded = None
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in PEFT's own folder format (fp32 safetensors)."""
+        self.model.save_pretrained(str(folder), selected_adapters=["default"])
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def load(self, folder: Path) -> None:
+        """Copy a saved adapter into the resident tensors; InputError where names or shapes do not fit."""
+        path = Path(folder) / WEIGHTS
+        if not path.exists():
+            raise InputError(f"{path}: the adapter is not there (pruned?); run the chain's cycle again without pruning")
+        saved = {name.replace(".weight", ".default.weight"): tensor for name, tensor in load_file(path).items()}
+        mine = self.tensors()
+        if saved.keys() != mine.keys():
+            raise InputError(f"{path}: the adapter was made for another model or rank than {self.name}")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(saved[name])
+        self.loaded = None
+
+    def is_zero(self) -> bool:
+        """True while the adapter changes nothing (every B is zero)."""
+        return not any(p.abs().max().item() > 0 for name, p in self.tensors().items() if "lora_B" in name)
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The base model, for the length of a with block."""
+        with self.model.disable_adapter():
+            yield
+
+    def clean(self) -> None:
+        """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode."""
+        base = self.model.get_base_model()
+        base.__dict__.pop("forward", None)
+        self.model.__dict__.pop("forward", None)
+        if "ref" in self.model.peft_config:
+            self.model.delete_adapter("ref")
+        self.model.set_adapter("default")
+        for p in self.model.parameters():
+            p.grad = None
+        self.model.eval()
+
+

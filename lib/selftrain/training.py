@@ -1,0 +1,176 @@
+"""One trainer for every regime: TRL trains the resident adapter on token rows and leaves nothing else behind."""
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from selftrain.formats import IGNORED
+from selftrain.resident import Resident
+
+log = logging.getLogger(__name__)
+SATURATED = 0.01   # a DPO loss under this within the first tenth of a cycle has nothing left to teach
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss stopped being a number; nothing of this cycle is kept."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one cycle is trained. Learning rate per step; `warmup` is a fraction of the steps, rounded down."""
+
+    lr: float
+    lr_schedule: str
+    epochs: int
+    batch_size: int
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    seed: int
+    beta: float | None = None
+    max_steps: int | None = None
+
+
+@dataclass
+class TrainLog:
+    """What training did: optimiser steps, tokens that carried loss (all passes), rows, and one dict a step (loss, grad_norm; DPO: margins, log-probs)."""
+
+    steps: int
+    train_tokens: int
+    rows: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def saturated(self) -> bool:
+        """True where a preference loss fell under 0.01 within the first tenth of the steps."""
+        early = self.history[: max(1, len(self.history) // 10)]
+        return any("rewards/margins" in h and h["loss"] < SATURATED for h in early)
+
+
+def planned_steps(n_rows: int, settings: Settings) -> int:
+    """Optimiser steps for n_rows: max_steps if given, else epochs times batches (the last batch may be short)."""
+    return settings.max_steps or settings.epochs * math.ceil(n_rows / settings.batch_size)
+
+
+def _arguments(settings: Settings, steps: int, device: torch.device, folder: str) -> dict[str, Any]:
+    """Trainer arguments that every regime shares; each value that differs from TRL's default is stated."""
+    cuda = device.type == "cuda"
+    return dict(
+        output_dir=folder, per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=1, learning_rate=settings.lr,
+        num_train_epochs=settings.epochs, max_steps=settings.max_steps or -1,
+        lr_scheduler_type="cosine" if settings.lr_schedule == "cosine" else "constant_with_warmup", warmup_steps=int(settings.warmup * steps),
+        adam_beta1=0.9, adam_beta2=0.95, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, optim="adamw_torch",
+        bf16=cuda, use_cpu=not cuda, gradient_checkpointing=False, max_length=None, seed=settings.seed, data_seed=settings.seed,
+        logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False)
+
+
+def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] | None, history: list[dict]):
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Keeps every step's log, reports progress, and stops at the first loss that is not a number."""
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not logs or "loss" not in logs:
+                return
+            history.append({"step": state.global_step, **{k: float(v) for k, v in logs.items() if isinstance(v, (int, float))}})
+            if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
+                raise TrainingDiverged(f"loss {logs['loss']} and gradient norm {logs.get('grad_norm')} at step {state.global_step} of {steps}")
+            if progress:
+                progress(state.global_step, steps)
+
+    return Watch()
+
+
+def _prove(batch: dict[str, torch.Tensor], rows: Sequence[dict], end: int) -> None:
+    """Check the first batch that reaches the model: loss where it belongs, an end token only where an answer ended."""
+    expected = {tuple(row["input_ids"]): row for row in rows}
+    for ids, mask, labels in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["labels"].tolist(), strict=True):
+        kept = tuple(i for i, m in zip(ids, mask, strict=True) if m)
+        row = expected[kept]
+        assert [x for x, m in zip(labels, mask, strict=True) if m] == row["labels"], "the loss mask is not the row's own"
+        assert all(x == IGNORED for x, m in zip(labels, mask, strict=True) if not m), "padding carries loss"
+        assert (kept[-1] == end) == row["ends"], "an end token stands where no answer ended, or is missing where one did"
+
+
+def _prove_pairs(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> None:
+    """The same for preference pairs: each completion is exactly one side of one of our rows."""
+    sides = {(tuple(r["prompt_ids"]), tuple(r[side])) for r in rows for side in ("chosen_ids", "rejected_ids")}
+    for ids, mask, completion in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["completion_mask"].tolist(), strict=True):
+        prompt = tuple(i for i, m, c in zip(ids, mask, completion, strict=True) if m and not c)
+        answer = tuple(i for i, c in zip(ids, completion, strict=True) if c)
+        assert (prompt, answer) in sides, "the trainer changed a row's tokens"
+
+
+def _trainer(preference: bool, rows: Sequence[dict], tokenizer: Any):
+    """TRL's trainer class for a data format, told to use our token rows as they are."""
+    if preference:
+        from trl import DPOTrainer as Base
+    else:
+        from trl import SFTTrainer as Base
+
+    class OnTokenRows(Base):
+        _proven = False
+
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            if not self._proven:
+                _prove_pairs(inputs, rows) if preference else _prove(inputs, rows, tokenizer.eos_token_id)
+                self._proven = True
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    return OnTokenRows
+
+
+def train(resident: Resident, rows: Sequence[dict[str, Any]], settings: Settings, *, reference: str | None = None,
+          progress: Callable[[int, int], None] | None = None) -> TrainLog:
+    """Train the resident adapter, from what it holds now, on {input_ids, labels, ends} or {prompt_ids, chosen_ids, rejected_ids} rows.
+
+    Pairs are weighed against a frozen reference policy (DPO, Rafailov et al. 2023, sigmoid loss): `cycle_start`, the adapter as it is
+    now, which TRL copies to an adapter "ref"; or `base`, that copy with its B set to zero. TrainingDiverged on a loss that is not a number. Deterministic in (weights, rows, settings) on a CPU.
+    """
+    import datasets
+    from transformers import PrinterCallback, set_seed
+    from transformers.utils import logging as hf_logging
+    from trl import DPOConfig, SFTConfig
+
+    datasets.disable_progress_bars()
+    hf_logging.set_verbosity_error()
+    preference = "prompt_ids" in rows[0]
+    steps = planned_steps(len(rows), settings)
+    history: list[dict] = []
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids") if preference else ("input_ids", "labels")
+    set_seed(settings.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = _arguments(settings, steps, resident.device, folder)
+        args = DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared) if preference else SFTConfig(loss_type="nll", packing=False, **shared)
+        trainer_class = _trainer(preference, rows, resident.tokenizer)
+        for name, p in resident.model.named_parameters():
+            p.requires_grad_(".default." in name)
+        try:
+            trainer = trainer_class(model=resident.model, args=args, train_dataset=datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows]),
+                                    processing_class=resident.tokenizer, callbacks=[_watch(resident, steps, progress, history)])
+            trainer.remove_callback(PrinterCallback)
+            if reference == "base":
+                with torch.no_grad():
+                    for name, p in resident.model.named_parameters():
+                        if ".ref." in name and "lora_B" in name:
+                            p.zero_()
+            trainer.train()
+        finally:
+            resident.clean()
+    if resident.is_zero():
+        raise TrainingDiverged(f"{steps} steps at learning rate {settings.lr:g} changed nothing; raise epochs or rows")
+    sides = ("chosen_ids", "rejected_ids") if preference else ("labels",)
+    loss_tokens = sum(sum(t != IGNORED for t in row[side]) for row in rows for side in sides)
+    passes = len(history) * settings.batch_size / max(len(rows), 1) if settings.max_steps else settings.epochs
+    return TrainLog(len(history), round(loss_tokens * passes), len(rows), history)
+
