@@ -303,12 +303,12 @@ class Chain:
         """The first cycle that is not done, -1 for the base model; None when the chain is complete."""
         return next((k for k in range(BASE, self.config.last_cycle + 1) if not self.cycle_done(k)), None)
 
-    def run_cycle(self, cycle: int) -> None:
-        """Every stage of one cycle, those done already skipped."""
+    def run_cycle(self, cycle: int, sample: bool = True) -> None:
+        """Every stage of one cycle, those done already skipped; without the next cycle's samples where `sample` is False."""
         if cycle >= 0:
             if self.config.branch is None or cycle > self.config.branch.at:
                 self._train(cycle, self._data(cycle))
-            if self._samples_at(cycle):
+            if sample and self._samples_at(cycle):
                 self._draw(cycle)
         self._evaluate(cycle)
         self._judge(cycle)

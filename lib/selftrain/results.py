@@ -1,0 +1,160 @@
+"""Results as tidy tables: one row a (chain, cycle), from run folders and committed tables alike. Imports no torch."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selftrain import jsonl, metrics, paths
+from selftrain.errors import InputError
+
+TEXT_COLUMNS = ("question_id", "sample", "set", "prompt", "answer", "finished", "n_tokens", "nll", "nll_tokens")
+
+
+def _study(folder: str | Path) -> Path:
+    """A study's folder, given as a name or a path."""
+    path = Path(folder)
+    for candidate in (path, paths.study_folder(str(folder)), paths.ROOT / path):
+        if candidate.is_dir():
+            return candidate
+    raise InputError(f"{folder}: no such results folder; run `make reproduce`, or name one under results/")
+
+
+def _manifests(study: Path) -> Iterable[tuple[Path, dict]]:
+    for path in sorted(study.glob("runs/*/*/manifest.json")):
+        yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def _settings(manifest: dict) -> dict:
+    """A chain's config as flat columns; nested values as JSON text, absent ones as None."""
+    flat = {}
+    for key, value in manifest["config"].items():
+        flat[key] = jsonl.dumps(value) if isinstance(value, (dict, list)) and value else (None if value == [] else value)
+    return {**flat, "chain": manifest["chain"], "complete": manifest["status"] == "complete", "device": manifest["environments"][-1]["device"]}
+
+
+def _cycles(folder: Path) -> Iterable[tuple[int, Path]]:
+    for path in [folder / "base", *sorted(folder.glob("cycle_*"))]:
+        if (path / "done.json").exists() and (path / "eval.jsonl").exists():
+            yield (-1 if path.name == "base" else int(path.name[6:])), path
+
+
+def _run_rows(folder: Path, manifest: dict) -> list[dict]:
+    """One row a (cycle, judge) of a run folder."""
+    settings = _settings(manifest)
+    requested = len(manifest["evaluation"]) * manifest["config"]["n_answers"]
+    rows = []
+    for cycle, path in _cycles(folder):
+        for scores in sorted(path.glob("scores/*.jsonl")):
+            rows.append({**settings, "cycle": cycle, **metrics.cycle_row(path, str(scores.relative_to(path)), requested)})
+    return rows
+
+
+def load(folder: str | Path = "laptop", judge: str | None = None) -> pd.DataFrame:
+    """All chains of a study, one row a (chain, cycle), the base as cycle -1; `judge` picks one where several have scored.
+
+    A chain that has a run folder is read from there, any other from results/<study>/tables. InputError where nothing is there.
+    """
+    study = _study(folder)
+    rows = [row for run, manifest in _manifests(study) for row in _run_rows(run, manifest)]
+    frames = [pd.DataFrame(rows)] if rows else []
+    have = set(frames[0]["chain"]) if frames else set()
+    for path in sorted(study.glob("tables/*.cycles.parquet")):
+        table = pd.read_parquet(path)
+        table = table[~table["chain"].isin(have)]
+        if len(table):
+            frames.append(table)
+            have |= set(table["chain"])
+    if not frames:
+        raise InputError(f"{paths.shown(study)}: neither run folders nor tables; run the study first")
+    table = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
+    if judge is not None:
+        table = table[table["judge"] == judge]
+        if table.empty:
+            raise InputError(f"{paths.shown(study)}: judge {judge!r} has scored nothing here; run `python -m selftrain.judge rescore`")
+    return table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True)
+
+
+def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
+    """Evaluation answers with their scores, one row a (chain, cycle, question, sample, judge)."""
+    study = _study(folder)
+    rows, have = [], set()
+    for run, manifest in _manifests(study):
+        have.add(manifest["chain"])
+        for cycle, path in _cycles(run):
+            rows += _text_rows(path, {"panel": manifest["config"]["panel"], "chain": manifest["chain"], "cycle": cycle})
+    frames = [pd.DataFrame(rows)] if rows else []
+    for path in sorted(study.glob("tables/*.texts.parquet")):
+        table = pd.read_parquet(path)
+        table = table[~table["chain"].isin(have)]
+        if len(table):
+            frames.append(table)
+    if not frames:
+        raise InputError(f"{paths.shown(study)}: no texts; run the study first")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _text_rows(path: Path, names: dict) -> list[dict]:
+    answers = jsonl.read(path / "eval.jsonl")
+    out = []
+    for scores in sorted(path.glob("scores/*.jsonl")):
+        by_id = {row["id"]: row for row in jsonl.read(scores)}
+        out += [{**names, **{k: a[k] for k in TEXT_COLUMNS}, **{k: by_id[a["id"]][k] for k in ("trait_score", "coherence", "status", "judge")}} for a in answers]
+    return out
+
+
+def export(folder: str | Path, texts_per_cycle: int | None = None) -> list[Path]:
+    """Write each panel of complete chains as tables/<panel>.{cycles,texts}.parquet (zstd), with the manifests as file metadata.
+
+    texts_per_cycle keeps that many answers a cycle, spread over questions; None keeps all. A table that is there already is never
+    rewritten: InputError, before anything is written.
+    """
+    study = _study(folder)
+    by_panel: dict[str, list[tuple[Path, dict]]] = {}
+    for run, manifest in _manifests(study):
+        if manifest["status"] == "complete":
+            by_panel.setdefault(manifest["config"]["panel"], []).append((run, manifest))
+    if not by_panel:
+        raise InputError(f"{paths.shown(study)}: no complete chain to export")
+    standing = [p for panel in by_panel for p in [study / "tables" / f"{panel}.cycles.parquet"] if p.exists()]
+    if standing:
+        raise InputError(f"{paths.shown(standing[0])}: stands already and tables are never rewritten; delete it, or export under another panel name")
+    written = []
+    (study / "tables").mkdir(parents=True, exist_ok=True)
+    for panel, runs in by_panel.items():
+        cycles = pd.DataFrame([row for run, manifest in runs for row in _run_rows(run, manifest)])
+        texts = pd.DataFrame([row for run, manifest in runs for cycle, path in _cycles(run)
+                              for row in _text_rows(path, {"panel": panel, "chain": manifest["chain"], "cycle": cycle})])
+        if texts_per_cycle:
+            texts = texts.sort_values(["chain", "judge", "cycle", "sample", "question_id"]).groupby(["chain", "judge", "cycle"], sort=False).head(texts_per_cycle)
+        manifests = jsonl.dumps([manifest for _, manifest in runs])
+        for kind, table in (("cycles", cycles), ("texts", texts)):
+            path = study / "tables" / f"{panel}.{kind}.parquet"
+            content = pa.Table.from_pandas(table, preserve_index=False)
+            if kind == "cycles":
+                content = content.replace_schema_metadata({**(content.schema.metadata or {}), b"manifests": manifests.encode()})
+            pq.write_table(content, path, compression="zstd", compression_level=12)
+            written.append(path)
+    return written
+
+
+def manifests(folder: str | Path) -> list[dict]:
+    """The manifests of a study's chains, from run folders and from committed tables."""
+    study = _study(folder)
+    found = {manifest["chain"]: manifest for _, manifest in _manifests(study)}
+    for path in sorted(study.glob("tables/*.cycles.parquet")):
+        for manifest in json.loads((pq.read_schema(path).metadata or {}).get(b"manifests", b"[]")):
+            found.setdefault(manifest["chain"], manifest)
+    return list(found.values())
+
+
+def summary(folder: str | Path) -> pd.DataFrame:
+    """Complete chains counted by regime, init and trait, null arms apart."""
+    table = load(folder)
+    chains = table[table["complete"]].drop_duplicates("chain")
+    arm = chains["null"].where(chains["null"] != "none", "")
+    return chains.assign(arm=arm).groupby(["regime", "init", "arm", "trait"]).size().unstack(fill_value=0)

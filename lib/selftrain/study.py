@@ -1,0 +1,197 @@
+"""A study file: which panels, on which grids, run by which notebook; checked whole before anything starts, executed by papermill."""
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selftrain import paths
+from selftrain.errors import InputError, run_command
+
+KERNEL = "python3"
+
+
+@dataclass(frozen=True)
+class PanelSpec:
+    """One notebook execution: the notebook's name and the grid it is given."""
+
+    name: str
+    notebook: str
+    grid: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked for shape; `analysis` names the notebooks that read its results."""
+
+    name: str
+    path: Path
+    panels: list[PanelSpec]
+    analysis: list[str]
+    prune: str
+
+
+def _null_key(value: Any) -> Any:
+    """YAML reads an unquoted `null:` as the key None; the study means the config key."""
+    if isinstance(value, dict):
+        return {("null" if key is None else key): _null_key(item) for key, item in value.items()}
+    return value
+
+
+def read(name_or_path: str) -> Study:
+    """A study by name (notebooks/studies/<name>.yaml) or by path; InputError names the file and what to mend."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = paths.STUDIES / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in paths.STUDIES.glob("*.yaml")))
+        raise InputError(f"{paths.shown(path)}: no such study; known studies: {known}")
+    try:
+        content = _null_key(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise InputError(f"{paths.shown(path)}:{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    known = {"study", "about", "defaults", "panels", "analysis", "prune"}
+    unknown = sorted(set(content) - known) if isinstance(content, dict) else ["?"]
+    if unknown:
+        raise InputError(f"{paths.shown(path)}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
+    panels = []
+    for name, grid in (content.get("panels") or {}).items():
+        if not isinstance(grid, dict) or "notebook" not in grid:
+            raise InputError(f"{paths.shown(path)}: panel {name} needs a 'notebook'")
+        settings = {**(content.get("defaults") or {}), **{k: v for k, v in grid.items() if k != "notebook"}}
+        panels.append(PanelSpec(name, grid["notebook"], {**settings, "study": content["study"], "panel": name}))
+    if not panels:
+        raise InputError(f"{paths.shown(path)}: no panels")
+    return Study(content["study"], path, panels, list(content.get("analysis") or ()), content.get("prune", "but-last"))
+
+
+def notebook_path(name: str) -> Path:
+    """Path of a notebook given by name."""
+    path = paths.NOTEBOOKS / f"{name.removesuffix('.ipynb')}.ipynb"
+    if not path.exists():
+        raise InputError(f"{paths.shown(path)}: no such notebook")
+    return path
+
+
+def parameters_of(path: Path) -> dict[str, Any]:
+    """Names and default literals of a notebook's parameters cell; InputError where it has none, or one that is not literals."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(f"{paths.shown(path)}: needs exactly one code cell tagged 'parameters', has {len(cells)}")
+    found = {}
+    for node in ast.parse("".join(cells[0]["source"])).body:
+        try:
+            assert isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+        except (AssertionError, ValueError):
+            raise InputError(f"{paths.shown(path)}: the parameters cell may hold only literals, found: {ast.unparse(node)}") from None
+    return found
+
+
+def bind(path: Path, grid: dict[str, Any]) -> dict[str, Any]:
+    """A grid as a notebook's parameters: its own names directly, every other config key through `overrides`."""
+    names = parameters_of(path)
+    direct = {k: v for k, v in grid.items() if k in names}
+    rest = {k: v for k, v in grid.items() if k not in names}
+    if rest and "overrides" not in names:
+        raise InputError(f"{paths.shown(path)}: has no parameter {sorted(rest)[0]!r}; its parameters are {', '.join(names)}")
+    for key, value in direct.items():   # a list parameter given a single value is a grid of one
+        if isinstance(names[key], list) and not isinstance(value, list):
+            direct[key] = [value]
+    return {**direct, "overrides": rest} if "overrides" in names else direct
+
+
+def chains_of(study: Study) -> dict[str, list]:
+    """Every panel's configs, each checked against seeds/ as its chain would; InputError before any model is loaded."""
+    from selftrain import regimes
+    from selftrain.config import expand
+    found = {}
+    for panel in study.panels:
+        bind(notebook_path(panel.notebook), panel.grid)
+        configs = list(expand(panel.grid, where=f"{paths.shown(study.path)}: panel {panel.name}"))
+        for config in configs:
+            try:
+                regimes.plan(config)
+            except InputError as error:
+                raise InputError(f"{paths.shown(study.path)}: panel {panel.name}: {error}") from None
+        found[panel.name] = configs
+    return found
+
+
+def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
+    """Execute a notebook by papermill with guarded parameters; seconds it took. The executed copy is kept also where it failed."""
+    import papermill
+    path = notebook_path(notebook)
+    unknown = sorted(set(parameters) - set(papermill.inspect_notebook(str(path))))
+    if unknown:
+        raise InputError(f"{paths.shown(path)}: has no parameter {unknown[0]!r}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    os.environ.setdefault("SELFTRAIN_BATCH", "1")
+    temporary = output.with_name(f".{output.name}")
+    try:
+        papermill.execute_notebook(str(path), str(temporary), parameters=parameters, kernel_name=KERNEL, cwd=str(paths.ROOT), log_output=True, progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        raise InputError(f"{paths.shown(path)}: {error.ename}: {str(error.evalue).strip().splitlines()[0] if str(error.evalue).strip() else ''}; "
+                         f"see {paths.shown(output)}") from None
+    finally:
+        if temporary.exists():
+            os.replace(temporary, output)
+    return time.monotonic() - started
+
+
+def run(study: Study, only: list[str] | None = None) -> None:
+    """Run or resume the panels (all, or those named), then the analysis notebooks; prints the time of each."""
+    import logging
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("papermill.translators", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    counts = {name: len(configs) for name, configs in chains_of(study).items()}
+    unknown = sorted(set(only or ()) - set(counts))
+    if unknown:
+        raise InputError(f"{paths.shown(study.path)}: no panel {unknown[0]!r}; panels: {', '.join(counts)}")
+    executed, times = paths.study_folder(study.name) / "executed", []
+    for panel in study.panels:
+        if not only or panel.name in only:
+            print(f"== panel {panel.name}: {counts[panel.name]} chains", flush=True)
+            parameters = bind(notebook_path(panel.notebook), panel.grid)
+            times.append((panel.name, execute(panel.notebook, parameters, executed / f"{panel.notebook}--{panel.name}.ipynb")))
+    for notebook in study.analysis if not only else ():
+        print(f"== {notebook}", flush=True)
+        times.append((notebook, execute(notebook, {"study": study.name}, executed / f"{notebook}.ipynb")))
+    for name, seconds in [*times, ("total", sum(s for _, s in times))]:
+        print(f"{name:32} {seconds / 60:6.1f} min")
+
+
+def check(study: Study) -> None:
+    """Print every chain of a study file, checked, without running anything."""
+    for name, configs in chains_of(study).items():
+        print(f"{name}: {len(configs)} chains")
+        for config in configs:
+            print(f"  {config.chain_id}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m selftrain.study", description="Run a study file through papermill.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("run", help="run or resume a study")
+    verb.add_argument("study", nargs="?", default="laptop")
+    verb.add_argument("--panel", action="append", help="only this panel (repeatable); skips the analysis notebooks")
+    verb = verbs.add_parser("check", help="check a study file and list its chains")
+    verb.add_argument("study")
+    args = parser.parse_args()
+    study = read(args.study)
+    run(study, args.panel) if args.verb == "run" else check(study)
+
+
+if __name__ == "__main__":
+    run_command(main)
