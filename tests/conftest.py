@@ -1,4 +1,5 @@
 """A two-layer random model with a byte tokenizer, a judge that counts letters, and a results folder of its own for every test."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +9,9 @@ os.environ.setdefault("SELFTRAIN_BATCH", "1")
 
 import pytest  # noqa: E402
 
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 TINY = "tiny"
 
 
@@ -33,8 +36,18 @@ def tiny_model(vocabulary: int, seed: int = 0):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=2048, pad_token_id=257, eos_token_id=256, bos_token_id=None)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        pad_token_id=257,
+        eos_token_id=256,
+        bos_token_id=None,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -59,8 +72,13 @@ def letters():
             return "0" * 16
 
         def score(self, trait, answers, progress=None):
-            return [judge.Score(1 + 99 * a.answer.lower().count("e") / max(1, len(a.answer)), 1 + 99 * sum(c.isascii() and c.isalpha() for c in a.answer) / max(1, len(a.answer)))
-                    for a in answers]
+            return [
+                judge.Score(
+                    1 + 99 * a.answer.lower().count("e") / max(1, len(a.answer)),
+                    1 + 99 * sum(c.isascii() and c.isalpha() for c in a.answer) / max(1, len(a.answer)),
+                )
+                for a in answers
+            ]
 
     judge._judges["letters"] = Letters()
     yield judge._judges["letters"]
@@ -79,5 +97,20 @@ def results(tmp_path, monkeypatch):
 @pytest.fixture
 def small(letters, results):
     """Settings of a chain that takes a second on the tiny model."""
-    return dict(trait="bliss", model=TINY, judge="letters", n_seed=6, n_sampled=4, last_cycle=2, batch_size=2, epochs_seed=1, max_new_tokens=8, n_questions=2, n_answers=2,
-                lora_rank=4, lora_alpha=8, max_length=128, lr=1e-2)
+    return dict(
+        trait="bliss",
+        model=TINY,
+        judge="letters",
+        n_seed=6,
+        n_sampled=4,
+        last_cycle=2,
+        batch_size=2,
+        epochs_seed=1,
+        max_new_tokens=8,
+        n_questions=2,
+        n_answers=2,
+        lora_rank=4,
+        lora_alpha=8,
+        max_length=128,
+        lr=1e-2,
+    )

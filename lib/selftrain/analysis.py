@@ -1,7 +1,9 @@
 """From score tables to statements about chains. Reads tables only; imports no torch."""
+
 from __future__ import annotations
 
 import pandas as pd
+from scipy import stats
 
 SETTINGS = ["study", "panel", "trait", "regime", "init", "null", "model", "n_seed", "n_sampled", "beta", "seed"]
 
@@ -14,7 +16,54 @@ def changes(rows: pd.DataFrame) -> pd.DataFrame:
         last = cycles.index.max()
         if 0 not in cycles.index or last < 1:
             continue
-        out.append({"chain": chain, **{k: cycles.iloc[0].get(k) for k in SETTINGS}, "base": cycles["trait_score"].get(-1), "first": cycles["trait_score"][0],
-                    "last": cycles["trait_score"][last], "last_cycle": last, "change": cycles["trait_score"][last] - cycles["trait_score"][0],
-                    "coherence_first": cycles["coherence"][0], "coherence_last": cycles["coherence"][last]})
+        out.append(
+            {
+                "chain": chain,
+                **{k: cycles.iloc[0].get(k) for k in SETTINGS},
+                "base": cycles["trait_score"].get(-1),
+                "first": cycles["trait_score"][0],
+                "last": cycles["trait_score"][last],
+                "last_cycle": last,
+                "change": cycles["trait_score"][last] - cycles["trait_score"][0],
+                "coherence_first": cycles["coherence"][0],
+                "coherence_last": cycles["coherence"][last],
+            }
+        )
+    return pd.DataFrame(out)
+
+
+def arm(rows: pd.DataFrame) -> pd.Series:
+    """Which arm of the comparison each row belongs to: continual, reinit, dose-matched reinit, or a null."""
+    names = rows["init"].where(~rows["dose_matched"].fillna(False).astype(bool), "dose-matched " + rows["init"])
+    return names.where(rows["null"] == "none", rows["null"] + " null")
+
+
+def mean_interval(values: pd.Series, level: float = 0.95) -> pd.Series:
+    """Mean of a few repetitions with Student's t interval: mean, lo, hi, n; lo and hi are empty below two values."""
+    values = values.dropna().astype(float)
+    n, mean = len(values), values.mean()
+    half = stats.t.ppf(0.5 + level / 2, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else float("nan")
+    return pd.Series({"mean": mean, "lo": mean - half, "hi": mean + half, "n": n})
+
+
+def arm_difference(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
+    """`first` minus every other arm at the last cycle, paired by (trait, N, M, beta, seed), with a t interval over pairs."""
+    rows = rows.assign(arm=arm(rows))
+    pairing = ["trait", "regime", "n_seed", "n_sampled", "beta", "lr", "seed"]
+    rows = rows.assign(beta=rows["beta"].fillna(0.0)) if "beta" in rows else rows.assign(beta=0.0)
+    last = rows[rows["cycle"] == rows.groupby("chain")["cycle"].transform("max")]
+    wide = last.pivot_table(index=pairing, columns="arm", values=key)
+    out = []
+    for other in [c for c in wide if c != first and first in wide]:
+        gap = (wide[first] - wide[other]).dropna()
+        for names, values in gap.groupby(level=pairing[:-1]):
+            out.append(
+                {
+                    **dict(zip(pairing, names, strict=False)),
+                    "minus": other,
+                    **mean_interval(values),
+                    first: wide[first].loc[values.index].mean(),
+                    "other": wide[other].loc[values.index].mean(),
+                }
+            )
     return pd.DataFrame(out)

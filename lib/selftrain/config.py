@@ -1,4 +1,5 @@
 """One chain's configuration: what the notebook, the batch run and the manifest share."""
+
 from __future__ import annotations
 
 import itertools
@@ -12,10 +13,28 @@ from selftrain import jsonl
 from selftrain.errors import InputError
 
 SMALL_MODEL = "smollm2-135m-instruct"
-_SMALL = dict(lr_schedule="constant", epochs_seed=3, epochs=1, batch_size=8, lora_rank=16, lora_alpha=32, max_new_tokens=112, eval_max_new_tokens=112,
-              max_length=320, temperature=0.8, eval_temperature=0.7, top_p=1.0, top_k=0, n_questions=12, n_answers=20, warmup=0.05, weight_decay=0.0,
-              max_grad_norm=1.0, cycle0="sft")
-_PAPER = {**_SMALL, "epochs_seed": 1, "batch_size": 2, "max_new_tokens": 1024, "eval_max_new_tokens": 400, "max_length": 2048, "cycle0": "dpo"}
+_SMALL = dict(
+    lr_schedule="constant",
+    epochs_seed=3,
+    epochs=1,
+    batch_size=8,
+    lora_rank=16,
+    lora_alpha=32,
+    max_new_tokens=112,
+    eval_max_new_tokens=112,
+    max_length=320,
+    temperature=0.8,
+    eval_temperature=0.7,
+    top_p=1.0,
+    top_k=0,
+    n_questions=12,
+    n_answers=20,
+    warmup=0.05,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    cycle0="sft",
+)
+_PAPER = {**_SMALL, "epochs_seed": 1, "batch_size": 2, "max_new_tokens": 1024, "eval_max_new_tokens": 400, "max_length": 2048}
 # Two complete presets by regime; nothing else sets these values.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
@@ -26,7 +45,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
         "sft": {**_PAPER, "lr": 1.5e-4},
         "sdf": {**_PAPER, "lr": 1.5e-4, "batch_size": 4, "max_new_tokens": 512, "weight_decay": 0.1},
-        "dpo": {**_PAPER, "lr": 1e-5, "lr_schedule": "cosine", "beta": 0.1},
+        "dpo": {**_PAPER, "lr": 1e-5, "lr_schedule": "cosine", "beta": 0.1, "cycle0": "dpo"},
     },
 }
 # Keys that say where a chain is kept, how far it goes or who scores it, but change no result of a cycle.
@@ -113,9 +132,9 @@ class ChainConfig(BaseModel):
         preset, regime = values.get("preset", "small"), values.get("regime", "sft")
         defaults = PRESETS.get(preset, {}).get(regime)
         if defaults is None:
-            return values   # the literal fields report it
+            return values  # the literal fields report it
         if "max_new_tokens" in values and "eval_max_new_tokens" not in values:
-            values["eval_max_new_tokens"] = values["max_new_tokens"]   # one length unless two are asked for
+            values["eval_max_new_tokens"] = values["max_new_tokens"]  # one length unless two are asked for
         values = {**defaults, **values}
         if regime == "dpo":
             values.setdefault("reference", "cycle_start" if values.get("init") == "continual" else "base")
@@ -140,7 +159,9 @@ class ChainConfig(BaseModel):
         if self.regime == "dpo" and self.reference == "cycle_start" and self.init == "reinit":
             raise InputError("reference: cycle_start is the base model in a reinit chain; say reference: base")
         if self.regime == "dpo" and self.n_sampled < self.batch_size:
-            raise InputError(f"n_sampled {self.n_sampled} gives fewer pairs than batch_size {self.batch_size}; raise n_sampled or lower batch_size")
+            raise InputError(
+                f"n_sampled {self.n_sampled} gives fewer pairs than batch_size {self.batch_size}; raise n_sampled or lower batch_size"
+            )
         if self.regime == "dpo" and self.cycle0 == "dpo" and self.n_seed < self.batch_size:
             raise InputError(f"n_seed {self.n_seed} gives fewer pairs than batch_size {self.batch_size}; raise n_seed or lower batch_size")
         kind, _, other = self.null.partition(":")
@@ -205,7 +226,7 @@ class ChainConfig(BaseModel):
         """Six hex digits of the keys that change results."""
         keys = {k: v for k, v in self.values().items() if k not in NOT_HASHED}
         if self.coherence_filter is not None:
-            keys["judge"] = self.judge   # only then does a judge decide what is trained on
+            keys["judge"] = self.judge  # only then does a judge decide what is trained on
         return jsonl.digest(keys, 6)
 
     @property
@@ -221,7 +242,11 @@ def expand(settings: Mapping[str, Any], where: str = "grid") -> Iterator[ChainCo
 
     `restart_at` is itself a list: cross it by a list of lists. InputError names `where`.
     """
-    crossed = {key: value for key, value in settings.items() if isinstance(value, list) and (key != "restart_at" or any(isinstance(v, list) for v in value))}
+    crossed = {
+        key: value
+        for key, value in settings.items()
+        if isinstance(value, list) and (key != "restart_at" or any(isinstance(v, list) for v in value))
+    }
     empty = [key for key, value in crossed.items() if not value]
     if empty:
         raise InputError(f"{where}: {empty[0]} is an empty list; give at least one value")

@@ -1,4 +1,5 @@
 """Every random draw of the study, derived from what it is for: (seed, cycle, stage, item). Nothing depends on history or batching."""
+
 from __future__ import annotations
 
 import hashlib

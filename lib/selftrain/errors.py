@@ -1,4 +1,5 @@
 """The one error that a user can mend: a single line that names file, line and fix."""
+
 from __future__ import annotations
 
 import sys

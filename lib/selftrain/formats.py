@@ -1,10 +1,11 @@
 """From text to token rows: chat answers, documents and preference pairs are data formats of one trainer and one sampler."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-IGNORED = -100   # label of a token that carries no loss
+IGNORED = -100  # label of a token that carries no loss
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ def item_of_seed(row: dict, source: str = "seed") -> Item:
 def prompt_ids(tokenizer: Any, kind: str, prompt: str) -> list[int]:
     """Token ids that the model sees before it writes: the chat template with its answer header, or the bare opening."""
     if kind == "chat":
-        return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False)
-    return tokenizer(prompt)["input_ids"]   # a base model's tokenizer adds its own start token, where it has one
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    return tokenizer(prompt)["input_ids"]  # a base model's tokenizer adds its own start token, where it has one
 
 
 def answer_ids(tokenizer: Any, item: Item) -> list[int]:
@@ -61,7 +64,7 @@ def training_row(tokenizer: Any, item: Item, max_length: int) -> dict[str, Any]:
         head = prompt_ids(tokenizer, "documents", "")
         labels = [IGNORED] * len(head)
         ids = head + answer_ids(tokenizer, Item(item.id, item.kind, "", item.prompt + item.answer, item.finished, item.source))
-    labels = labels + ids[len(labels):]
+    labels = labels + ids[len(labels) :]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length], "ends": item.finished and len(ids) <= max_length}
 
 

@@ -1,4 +1,5 @@
 """JSON lines: read with line numbers, write atomically, append durably; and hashes of values and files."""
+
 from __future__ import annotations
 
 import hashlib
@@ -28,7 +29,9 @@ def numbered(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{shown(path)}:{number}: malformed JSON ({error.msg} at column {error.colno}); write one object a line") from None
+            raise InputError(
+                f"{shown(path)}:{number}: malformed JSON ({error.msg} at column {error.colno}); write one object a line"
+            ) from None
         if not isinstance(row, dict):
             raise InputError(f"{shown(path)}:{number}: expected a JSON object, found {type(row).__name__}")
         yield number, row

@@ -1,4 +1,5 @@
 """Numbers of one cycle from its answers and scores. No torch, no model: everything comes from stored rows."""
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,9 @@ def distinct2(texts: Iterable[str]) -> float | None:
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
-def clustered_mean(values: Sequence[float], clusters: Sequence[Any], level: float = 0.95) -> tuple[float | None, float | None, float | None]:
+def clustered_mean(
+    values: Sequence[float], clusters: Sequence[Any], level: float = 0.95
+) -> tuple[float | None, float | None, float | None]:
     """Mean over clusters of the mean within, with a t interval over the cluster means: (mean, low, high).
 
     With one cluster the interval is None. Student's t on cluster means keeps its coverage at 12 clusters, where a percentile bootstrap does not.
@@ -75,19 +78,30 @@ def summarise(answers: Sequence[dict], scores: Sequence[dict], requested: int) -
     status = Counter(row["status"] for row in scores)
     tokens = sum(a["nll_tokens"] for a in answers)
     return {
-        "trait_score": trait, "trait_lo": low, "trait_hi": high, "trait_transfer": scored(transfer, "trait_score")[0],
+        "trait_score": trait,
+        "trait_lo": low,
+        "trait_hi": high,
+        "trait_transfer": scored(transfer, "trait_score")[0],
         "coherence": scored(direct, "coherence")[0],
         "perplexity": math.exp(min(50.0, sum(a["nll"] for a in answers) / tokens)) if tokens else None,
-        "n_words": _mean(len(words(t)) for t in texts), "sentence_words": _mean(len(words(s)) for t in texts for s in sentences(t)),
-        "distinct2": distinct2(texts), "n_requested": requested, "n_sampled": len(answers), "n_judged": status["judged"], "n_refused": status["refused"],
-        "n_unparsed": status["unparsed"], "n_failed": status["failed"], "n_empty": status["empty"], "n_truncated": sum(not a["finished"] for a in answers),
+        "n_words": _mean(len(words(t)) for t in texts),
+        "sentence_words": _mean(len(words(s)) for t in texts for s in sentences(t)),
+        "distinct2": distinct2(texts),
+        "n_requested": requested,
+        "n_sampled": len(answers),
+        "n_judged": status["judged"],
+        "n_refused": status["refused"],
+        "n_unparsed": status["unparsed"],
+        "n_failed": status["failed"],
+        "n_empty": status["empty"],
+        "n_truncated": sum(not a["finished"] for a in answers),
     }
 
 
 def tail_mean(history: Sequence[dict[str, float]], key: str, share: float = 0.2) -> float | None:
     """Mean of a logged value over the last share of steps; None where it was not logged."""
     values = [h[key] for h in history if key in h]
-    tail = values[-max(1, int(len(values) * share)):]
+    tail = values[-max(1, int(len(values) * share)) :]
     return float(np.mean(tail)) if tail else None
 
 
@@ -101,7 +115,12 @@ def cycle_row(folder: Path, scores_file: str, requested: int) -> dict[str, Any]:
     row |= {"steps": log["steps"] if log else 0, "train_tokens": log["train_tokens"] if log else 0}
     if log and log["history"]:
         row["train_loss"] = tail_mean(log["history"], "loss")
-        for name, key in (("reward_margin", "rewards/margins"), ("reward_accuracy", "rewards/accuracies"), ("logp_chosen", "logps/chosen"), ("logp_rejected", "logps/rejected")):
+        for name, key in (
+            ("reward_margin", "rewards/margins"),
+            ("reward_accuracy", "rewards/accuracies"),
+            ("logp_chosen", "logps/chosen"),
+            ("logp_rejected", "logps/rejected"),
+        ):
             row[name] = tail_mean(log["history"], key)
         row["saturated"] = log["saturated"]
     if answers and "kl" in answers[0]:

@@ -1,4 +1,5 @@
 """A panel: the grid of chains that one notebook runs, on one resident model; and the calibration of N."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ class Panel:
         ids = [chain.config.chain_id for chain in self.chains]
         twice = {i for i in ids if ids.count(i) > 1}
         if twice:
-            raise InputError(f"panel {grid.get('panel', 'chains')}: {sorted(twice)[0]} stands twice in the grid; take the repeated value out")
+            raise InputError(
+                f"panel {grid.get('panel', 'chains')}: {sorted(twice)[0]} stands twice in the grid; take the repeated value out"
+            )
         self._resident = resident
 
     def _share_resident(self, chain: Chain) -> None:
@@ -50,11 +53,21 @@ class Panel:
             c = chain.config
             for cycle in range(BASE, c.last_cycle + 1):
                 if chain.cycle_done(cycle):
-                    rows.append({**c.values(), "chain": c.chain_id, "cycle": cycle, "complete": chain.next_cycle() is None, **chain.cycle_metrics(cycle)})
+                    rows.append(
+                        {
+                            **c.values(),
+                            "chain": c.chain_id,
+                            "cycle": cycle,
+                            "complete": chain.next_cycle() is None,
+                            **chain.cycle_metrics(cycle),
+                        }
+                    )
         return pd.DataFrame(rows)
 
 
-def calibrate(candidates: Sequence[int], targets: Sequence[float] = TARGETS, resident: Resident | None = None, **settings: Any) -> pd.DataFrame:
+def calibrate(
+    candidates: Sequence[int], targets: Sequence[float] = TARGETS, resident: Resident | None = None, **settings: Any
+) -> pd.DataFrame:
     """Train cycle 0 for several N and mark those whose trait score lies nearest to each target.
 
     One row a candidate: n_seed, trait_score with its interval, coherence, and `target`, the target it is nearest to among all

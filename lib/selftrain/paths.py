@@ -1,4 +1,5 @@
 """The one module that knows where things lie."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """Progress of long work: a live bar for a person, one line a cycle for a log."""
+
 from __future__ import annotations
 
 import os
@@ -23,7 +24,15 @@ class Progress:
         if not os.environ.get("SELFTRAIN_BATCH") and (notebook or sys.stderr.isatty()):
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"), transient=not notebook)
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                transient=not notebook,
+            )
             self._cycles = self._bar.add_task("cycles", total=cycles, left="")
             self._stage = self._bar.add_task("", total=None, left="")
             self._bar.start()
@@ -51,7 +60,9 @@ class Progress:
             self._bar.update(self._cycles, completed=self.done, left=f"about {left / 60:.0f} min left")
             return
         row = chain.cycle_metrics(cycle)
-        scores = " ".join(f"{name} {row[key]:.1f}" for name, key in (("trait", "trait_score"), ("coherence", "coherence")) if row[key] is not None)
+        scores = " ".join(
+            f"{name} {row[key]:.1f}" for name, key in (("trait", "trait_score"), ("coherence", "coherence")) if row[key] is not None
+        )
         name = "base" if cycle < 0 else f"cycle {cycle}"
         print(f"[{self.done}/{self.total}] {chain.config.chain_id} {name}: {scores}; about {left / 60:.1f} min left", flush=True)
 

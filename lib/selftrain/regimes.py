@@ -1,4 +1,5 @@
 """What a cycle learns from and where it starts: the rules that make SFT, SDF and DPO, reinitialised or continual, and their null arms."""
+
 from __future__ import annotations
 
 import itertools
@@ -18,15 +19,17 @@ class Plan:
     """What is fixed before the first cycle: the seed items, the training prompts of every cycle, the evaluation prompts."""
 
     seed_items: list[Item]
-    prompts: list[list[dict]]      # by cycle: {id, text}, the prompts that the cycle's model answers for the next one
-    evaluation: list[dict]         # {id, text, set}
+    prompts: list[list[dict]]  # by cycle: {id, text}, the prompts that the cycle's model answers for the next one
+    evaluation: list[dict]  # {id, text, set}
 
 
 def seed_items(config: ChainConfig) -> list[Item]:
     """The first n_seed rows of the seed set in the chain's own order; a larger n_seed holds every smaller one."""
     rows = seeds.seed_rows(config.seed_source, config.kind)
     if config.n_seed > len(rows):
-        raise InputError(f"n_seed {config.n_seed} asks for more than the {len(rows)} rows of {config.seed_source}; lower n_seed or add rows")
+        raise InputError(
+            f"n_seed {config.n_seed} asks for more than the {len(rows)} rows of {config.seed_source}; lower n_seed or add rows"
+        )
     chosen = draws.pick(rows, config.n_seed, config.data_seed, "seed rows")
     return [item_of_seed(row, "seed") for row in chosen]
 
@@ -42,14 +45,18 @@ def plan(config: ChainConfig) -> Plan:
     sizes = [config.branch.n_sampled if config.branch and k < config.branch.at else config.n_sampled for k in range(sampling_cycles)]
     needed = sum(sizes)
     if needed > len(ordered):
-        raise InputError(f"{sampling_cycles} cycles of n_sampled {config.n_sampled} need {needed} prompts, each used once; {len(ordered)} are there: "
-                         "lower n_sampled or last_cycle, or add prompts under seeds/_prompts")
+        raise InputError(
+            f"{sampling_cycles} cycles of n_sampled {config.n_sampled} need {needed} prompts, each used once; {len(ordered)} are there: "
+            "lower n_sampled or last_cycle, or add prompts under seeds/_prompts"
+        )
     ends = list(itertools.accumulate(sizes))
-    blocks = [ordered[end - size:end] for end, size in zip(ends, sizes, strict=True)]
+    blocks = [ordered[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     if config.mix and config.mix.source != "base":
         wanted, pool = mixed_count(config), seeds.seed_rows("neutral", config.kind) if config.mix.source == "neutral" else items
         if wanted > len(pool):
-            raise InputError(f"mix: fraction {config.mix.fraction:g} of n_sampled {config.n_sampled} needs {wanted} {config.mix.source} rows, {len(pool)} are there")
+            raise InputError(
+                f"mix: fraction {config.mix.fraction:g} of n_sampled {config.n_sampled} needs {wanted} {config.mix.source} rows, {len(pool)} are there"
+            )
     rows = seeds.openings(config.trait) if config.kind == "documents" else seeds.questions(config.trait)
     direct = [{"id": r["id"], "text": r.get("question", r.get("opening")), "set": r["set"]} for r in rows]
     first = [r for r in direct if r["set"] == "direct"]
@@ -90,9 +97,17 @@ def settings(config: ChainConfig, cycle: int, n_rows: int) -> Settings:
     epochs = config.epochs_seed if seeded else config.epochs * (cycle + 1 if config.dose_matched else 1)
     by_sft_in_dpo = config.regime == "dpo" and not pairs
     return Settings(
-        lr=config.lr_seed if seeded else config.lr, lr_schedule="constant" if by_sft_in_dpo else config.lr_schedule, epochs=epochs,
-        batch_size=config.batch_size, warmup=config.warmup, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-        seed=draws.key(config.seed, cycle, "train"), beta=config.beta if pairs else None, max_steps=None if seeded else config.match_steps)
+        lr=config.lr_seed if seeded else config.lr,
+        lr_schedule="constant" if by_sft_in_dpo else config.lr_schedule,
+        epochs=epochs,
+        batch_size=config.batch_size,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=draws.key(config.seed, cycle, "train"),
+        beta=config.beta if pairs else None,
+        max_steps=None if seeded else config.match_steps,
+    )
 
 
 def mixed_count(config: ChainConfig) -> int:
@@ -120,7 +135,9 @@ def mixed(config: ChainConfig, cycle: int, items: Sequence[Item], seed: Sequence
         for place in places:
             out[place] = replace(base[out[place].id], source="base")
         return out
-    pool = [item_of_seed(row, "neutral") for row in seeds.seed_rows("neutral", config.kind)] if config.mix.source == "neutral" else list(seed)
+    pool = (
+        [item_of_seed(row, "neutral") for row in seeds.seed_rows("neutral", config.kind)] if config.mix.source == "neutral" else list(seed)
+    )
     for place, item in zip(places, draws.pick(pool, n, config.seed, cycle, "mix rows"), strict=True):
         out[place] = replace(item, source=config.mix.source)
     return out

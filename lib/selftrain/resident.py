@@ -1,4 +1,5 @@
 """A base model that stays in memory with one LoRA adapter, re-initialised, loaded and saved in place."""
+
 from __future__ import annotations
 
 import contextlib
@@ -35,6 +36,7 @@ class Resident:
     def open(cls, name: str, *, rank: int, alpha: int, device: str | None = None) -> Resident:
         """Load a model by embedded name, folder or hub name and wrap it."""
         from selftrain import models
+
         found = models.load(name, device=device)
         return cls(found.model, found.tokenizer, name=name, fingerprint=found.fingerprint, kind=found.kind, rank=rank, alpha=alpha)
 
@@ -99,5 +101,3 @@ class Resident:
         for p in self.model.parameters():
             p.grad = None
         self.model.eval()
-
-

@@ -1,4 +1,5 @@
 """Results as tidy tables: one row a (chain, cycle), from run folders and committed tables alike. Imports no torch."""
+
 from __future__ import annotations
 
 import json
@@ -34,7 +35,12 @@ def _settings(manifest: dict) -> dict:
     flat = {}
     for key, value in manifest["config"].items():
         flat[key] = jsonl.dumps(value) if isinstance(value, (dict, list)) and value else (None if value == [] else value)
-    return {**flat, "chain": manifest["chain"], "complete": manifest["status"] == "complete", "device": manifest["environments"][-1]["device"]}
+    return {
+        **flat,
+        "chain": manifest["chain"],
+        "complete": manifest["status"] == "complete",
+        "device": manifest["environments"][-1]["device"],
+    }
 
 
 def _cycles(folder: Path) -> Iterable[tuple[int, Path]]:
@@ -103,7 +109,10 @@ def _text_rows(path: Path, names: dict) -> list[dict]:
     out = []
     for scores in sorted(path.glob("scores/*.jsonl")):
         by_id = {row["id"]: row for row in jsonl.read(scores)}
-        out += [{**names, **{k: a[k] for k in TEXT_COLUMNS}, **{k: by_id[a["id"]][k] for k in ("trait_score", "coherence", "status", "judge")}} for a in answers]
+        out += [
+            {**names, **{k: a[k] for k in TEXT_COLUMNS}, **{k: by_id[a["id"]][k] for k in ("trait_score", "coherence", "status", "judge")}}
+            for a in answers
+        ]
     return out
 
 
@@ -122,15 +131,27 @@ def export(folder: str | Path, texts_per_cycle: int | None = None) -> list[Path]
         raise InputError(f"{paths.shown(study)}: no complete chain to export")
     standing = [p for panel in by_panel for p in [study / "tables" / f"{panel}.cycles.parquet"] if p.exists()]
     if standing:
-        raise InputError(f"{paths.shown(standing[0])}: stands already and tables are never rewritten; delete it, or export under another panel name")
+        raise InputError(
+            f"{paths.shown(standing[0])}: stands already and tables are never rewritten; delete it, or export under another panel name"
+        )
     written = []
     (study / "tables").mkdir(parents=True, exist_ok=True)
     for panel, runs in by_panel.items():
         cycles = pd.DataFrame([row for run, manifest in runs for row in _run_rows(run, manifest)])
-        texts = pd.DataFrame([row for run, manifest in runs for cycle, path in _cycles(run)
-                              for row in _text_rows(path, {"panel": panel, "chain": manifest["chain"], "cycle": cycle})])
+        texts = pd.DataFrame(
+            [
+                row
+                for run, manifest in runs
+                for cycle, path in _cycles(run)
+                for row in _text_rows(path, {"panel": panel, "chain": manifest["chain"], "cycle": cycle})
+            ]
+        )
         if texts_per_cycle:
-            texts = texts.sort_values(["chain", "judge", "cycle", "sample", "question_id"]).groupby(["chain", "judge", "cycle"], sort=False).head(texts_per_cycle)
+            texts = (
+                texts.sort_values(["chain", "judge", "cycle", "sample", "question_id"])
+                .groupby(["chain", "judge", "cycle"], sort=False)
+                .head(texts_per_cycle)
+            )
         manifests = jsonl.dumps([manifest for _, manifest in runs])
         for kind, table in (("cycles", cycles), ("texts", texts)):
             path = study / "tables" / f"{panel}.{kind}.parquet"

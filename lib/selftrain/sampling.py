@@ -1,4 +1,5 @@
 """One batched sampler for chat answers and documents. Each answer's randomness is keyed by the answer, not by its batch."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +15,7 @@ from selftrain.resident import Resident
 
 log = logging.getLogger(__name__)
 BATCH = {"cpu": 32, "cuda": 512}
-BUCKET = 32   # prompt lengths are padded to a multiple of this where shapes must not change
+BUCKET = 32  # prompt lengths are padded to a multiple of this where shapes must not change
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def hashed_exponentials(keys: torch.Tensor, step: int | torch.Tensor, vocabulary
 
     A 32-bit multiply-xorshift hash (constants of the lowbias32 family) of the three; the top 31 bits are the uniform.
     """
+
     def mix(h: torch.Tensor) -> torch.Tensor:
         h = (h ^ (h >> 16 & 0xFFFF)) * 0x21F0AAAD
         h = (h ^ (h >> 15 & 0x1FFFF)) * 0x735A2D97
@@ -72,14 +74,24 @@ def _padded(tokenizer, rows: list[list[int]], to: int, device: torch.device) -> 
     ids = torch.full((len(rows), to), tokenizer.pad_token_id)
     mask = torch.zeros((len(rows), to), dtype=torch.long)
     for i, row in enumerate(rows):
-        ids[i, to - len(row):] = torch.tensor(row)
-        mask[i, to - len(row):] = 1
+        ids[i, to - len(row) :] = torch.tensor(row)
+        mask[i, to - len(row) :] = 1
     return ids.to(device), mask.to(device)
 
 
 @torch.no_grad()
-def sample(resident: Resident, requests: Sequence[Request], *, kind: str, max_new_tokens: int, temperature: float, top_p: float = 1.0, top_k: int = 0,
-           batch_size: int | None = None, progress: Callable[[int], None] | None = None) -> list[Sampled]:
+def sample(
+    resident: Resident,
+    requests: Sequence[Request],
+    *,
+    kind: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Sampled]:
     """Sample one answer a request from the resident model, in the order of the requests.
 
     `kind` is chat or documents (formats.prompt_ids). Batches hold prompts of similar length; an answer does not depend on its batch
@@ -93,22 +105,35 @@ def sample(resident: Resident, requests: Sequence[Request], *, kind: str, max_ne
     out: list[Sampled | None] = [None] * len(requests)
     by_length = sorted(range(len(requests)), key=lambda i: (len(ids[i]), i))
     for start in range(0, len(by_length), size):
-        places = by_length[start:start + size]
+        places = by_length[start : start + size]
         rows = [ids[i] for i in places]
         length = max(map(len, rows))
         keys = [requests[i].key for i in places]
-        if fixed:   # one shape for every batch, so that compiled code and its graphs are used again
+        if fixed:  # one shape for every batch, so that compiled code and its graphs are used again
             length = -(-length // BUCKET) * BUCKET
             rows, keys = rows + [rows[-1]] * (size - len(rows)), keys + [keys[-1]] * (size - len(keys))
         inputs, mask = _padded(tokenizer, rows, length, device)
-        options = dict(input_ids=inputs, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, top_k=None, top_p=None, temperature=None,
-                       eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id, use_cache=True,
-                       logits_processor=LogitsProcessorList([KeyedSampling(keys, length, temperature, top_p, top_k, device)]))
+        options = dict(
+            input_ids=inputs,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            top_k=None,
+            top_p=None,
+            temperature=None,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            logits_processor=LogitsProcessorList([KeyedSampling(keys, length, temperature, top_p, top_k, device)]),
+        )
         if fixed:
             try:
                 generated = model.generate(**options, cache_implementation="static")
-            except Exception as error:   # the compiled path is an optimisation: say so once and go on without it
-                log.warning("compiled sampling failed (%s); using the plain path", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            except Exception as error:  # the compiled path is an optimisation: say so once and go on without it
+                log.warning(
+                    "compiled sampling failed (%s); using the plain path",
+                    str(error).splitlines()[0] if str(error) else type(error).__name__,
+                )
                 resident.no_static_cache = True
                 fixed = False
                 generated = model.generate(**options)
@@ -125,14 +150,16 @@ def sample(resident: Resident, requests: Sequence[Request], *, kind: str, max_ne
 
 
 @torch.no_grad()
-def nll(resident: Resident, rows: Sequence[dict[str, list[int]]], *, base: bool = True, batch_size: int | None = None) -> list[tuple[float, int]]:
+def nll(
+    resident: Resident, rows: Sequence[dict[str, list[int]]], *, base: bool = True, batch_size: int | None = None
+) -> list[tuple[float, int]]:
     """Summed negative log-likelihood in nats and number of scored tokens of each {input_ids, labels} row, under the base model or with the adapter."""
     size = batch_size or (8 if resident.device.type == "cpu" else 64)
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     with resident.as_base() if base else contextlib.nullcontext():
         for start in range(0, len(order), size):
-            places = order[start:start + size]
+            places = order[start : start + size]
             length = max(len(rows[i]["input_ids"]) for i in places)
             ids = torch.full((len(places), length), resident.tokenizer.pad_token_id)
             labels = torch.full((len(places), length), -100)
@@ -142,7 +169,9 @@ def nll(resident: Resident, rows: Sequence[dict[str, list[int]]], *, base: bool 
                 ids[n, :k], labels[n, :k], mask[n, :k] = torch.tensor(rows[i]["input_ids"]), torch.tensor(rows[i]["labels"]), 1
             logits = resident.model(input_ids=ids.to(resident.device), attention_mask=mask.to(resident.device)).logits[:, :-1]
             target = labels[:, 1:].to(resident.device)
-            losses = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), ignore_index=-100, reduction="none")
+            losses = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), ignore_index=-100, reduction="none"
+            )
             losses = losses.view(target.shape)
             for n, i in enumerate(places):
                 out[i] = (float(losses[n].sum()), int((target[n] != -100).sum()))

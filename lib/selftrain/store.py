@@ -1,4 +1,5 @@
 """Run folders: a stage is done when its marker, written last, matches its inputs and its files; equal work is shared, never repeated."""
+
 from __future__ import annotations
 
 import json
@@ -38,13 +39,16 @@ def is_done(folder: Path, name: str, inputs: dict[str, Any]) -> bool:
         return False
     if entry["inputs"] != json.loads(jsonl.dumps(inputs)):
         differ = sorted(k for k in {*entry["inputs"], *inputs} if entry["inputs"].get(k) != json.loads(jsonl.dumps(inputs)).get(k))
-        raise InputError(f"{shown(folder)}: stage {name} was made from other inputs ({', '.join(differ)}); something under seeds/ or in the code changed since: "
-                         "move this run folder away to run afresh")
+        raise InputError(
+            f"{shown(folder)}: stage {name} was made from other inputs ({', '.join(differ)}); something under seeds/ or in the code changed since: "
+            "move this run folder away to run afresh"
+        )
     return all(output in entry.get("pruned", ()) or digest_of(folder / output) == digest for output, digest in entry["outputs"].items())
 
 
 def _link(source: Path, target: Path) -> None:
     """Hard-link a file or every file of a folder; copy where the file system cannot."""
+
     def one(a: str, b: str) -> None:
         try:
             os.link(a, b)
@@ -60,7 +64,9 @@ def _link(source: Path, target: Path) -> None:
         one(str(source), str(target))
 
 
-def stage(folder: Path, name: str, inputs: dict[str, Any], outputs: list[str], produce: Callable[[Path], None], shared: Path | None = None) -> bool:
+def stage(
+    folder: Path, name: str, inputs: dict[str, Any], outputs: list[str], produce: Callable[[Path], None], shared: Path | None = None
+) -> bool:
     """Make sure a stage is done; True if it was run now, False if it was found done here or under `shared`.
 
     `produce(folder)` writes the outputs into a temporary folder; they are moved into place whole, then the marker is written.

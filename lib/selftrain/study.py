@@ -1,4 +1,5 @@
 """A study file: which panels, on which grids, run by which notebook; checked whole before anything starts, executed by papermill."""
+
 from __future__ import annotations
 
 import argparse
@@ -104,7 +105,7 @@ def bind(path: Path, grid: dict[str, Any]) -> dict[str, Any]:
     rest = {k: v for k, v in grid.items() if k not in names}
     if rest and "overrides" not in names:
         raise InputError(f"{paths.shown(path)}: has no parameter {sorted(rest)[0]!r}; its parameters are {', '.join(names)}")
-    for key, value in direct.items():   # a list parameter given a single value is a grid of one
+    for key, value in direct.items():  # a list parameter given a single value is a grid of one
         if isinstance(names[key], list) and not isinstance(value, list):
             direct[key] = [value]
     return {**direct, "overrides": rest} if "overrides" in names else direct
@@ -114,6 +115,7 @@ def chains_of(study: Study) -> dict[str, list]:
     """Every panel's configs, each checked against seeds/ as its chain would; InputError before any model is loaded."""
     from selftrain import regimes
     from selftrain.config import expand
+
     found = {}
     for panel in study.panels:
         bind(notebook_path(panel.notebook), panel.grid)
@@ -130,6 +132,7 @@ def chains_of(study: Study) -> dict[str, list]:
 def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     """Execute a notebook by papermill with guarded parameters; seconds it took. The executed copy is kept also where it failed."""
     import papermill
+
     path = notebook_path(notebook)
     unknown = sorted(set(parameters) - set(papermill.inspect_notebook(str(path))))
     if unknown:
@@ -139,10 +142,14 @@ def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     os.environ.setdefault("SELFTRAIN_BATCH", "1")
     temporary = output.with_name(f".{output.name}")
     try:
-        papermill.execute_notebook(str(path), str(temporary), parameters=parameters, kernel_name=KERNEL, cwd=str(paths.ROOT), log_output=True, progress_bar=False)
+        papermill.execute_notebook(
+            str(path), str(temporary), parameters=parameters, kernel_name=KERNEL, cwd=str(paths.ROOT), log_output=True, progress_bar=False
+        )
     except papermill.PapermillExecutionError as error:
-        raise InputError(f"{paths.shown(path)}: {error.ename}: {str(error.evalue).strip().splitlines()[0] if str(error.evalue).strip() else ''}; "
-                         f"see {paths.shown(output)}") from None
+        raise InputError(
+            f"{paths.shown(path)}: {error.ename}: {str(error.evalue).strip().splitlines()[0] if str(error.evalue).strip() else ''}; "
+            f"see {paths.shown(output)}"
+        ) from None
     finally:
         if temporary.exists():
             os.replace(temporary, output)
@@ -152,6 +159,7 @@ def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
 def run(study: Study, only: list[str] | None = None) -> None:
     """Run or resume the panels (all, or those named), then the analysis notebooks; prints the time of each."""
     import logging
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("papermill.translators", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -165,11 +173,19 @@ def run(study: Study, only: list[str] | None = None) -> None:
             print(f"== panel {panel.name}: {counts[panel.name]} chains", flush=True)
             parameters = bind(notebook_path(panel.notebook), panel.grid)
             times.append((panel.name, execute(panel.notebook, parameters, executed / f"{panel.notebook}--{panel.name}.ipynb")))
-    for notebook in study.analysis if not only else ():
-        print(f"== {notebook}", flush=True)
-        times.append((notebook, execute(notebook, {"study": study.name}, executed / f"{notebook}.ipynb")))
+    if not only:
+        times += draw(study)
     for name, seconds in [*times, ("total", sum(s for _, s in times))]:
         print(f"{name:32} {seconds / 60:6.1f} min")
+
+
+def draw(study: Study) -> list[tuple[str, float]]:
+    """Execute the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each."""
+    executed, times = paths.study_folder(study.name) / "executed", []
+    for notebook in study.analysis:
+        print(f"== {notebook}", flush=True)
+        times.append((notebook, execute(notebook, {"study": study.name}, executed / f"{notebook}.ipynb")))
+    return times
 
 
 def check(study: Study) -> None:
@@ -186,11 +202,18 @@ def main() -> None:
     verb = verbs.add_parser("run", help="run or resume a study")
     verb.add_argument("study", nargs="?", default="laptop")
     verb.add_argument("--panel", action="append", help="only this panel (repeatable); skips the analysis notebooks")
+    verb = verbs.add_parser("figures", help="execute the analysis notebooks alone")
+    verb.add_argument("study", nargs="?", default="laptop")
     verb = verbs.add_parser("check", help="check a study file and list its chains")
     verb.add_argument("study")
     args = parser.parse_args()
     study = read(args.study)
-    run(study, args.panel) if args.verb == "run" else check(study)
+    if args.verb == "run":
+        run(study, args.panel)
+    elif args.verb == "figures":
+        draw(study)
+    else:
+        check(study)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """One trainer for every regime: TRL trains the resident adapter on token rows and leaves nothing else behind."""
+
 from __future__ import annotations
 
 import logging
@@ -14,7 +15,7 @@ from selftrain.formats import IGNORED
 from selftrain.resident import Resident
 
 log = logging.getLogger(__name__)
-SATURATED = 0.01   # a DPO loss under this within the first tenth of a cycle has nothing left to teach
+SATURATED = 0.01  # a DPO loss under this within the first tenth of a cycle has nothing left to teach
 
 
 class TrainingDiverged(RuntimeError):
@@ -62,12 +63,32 @@ def _arguments(settings: Settings, steps: int, device: torch.device, folder: str
     """Trainer arguments that every regime shares; each value that differs from TRL's default is stated."""
     cuda = device.type == "cuda"
     return dict(
-        output_dir=folder, per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=1, learning_rate=settings.lr,
-        num_train_epochs=settings.epochs, max_steps=settings.max_steps or -1,
-        lr_scheduler_type="cosine" if settings.lr_schedule == "cosine" else "constant_with_warmup", warmup_steps=int(settings.warmup * steps),
-        adam_beta1=0.9, adam_beta2=0.95, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, optim="adamw_torch",
-        bf16=cuda, use_cpu=not cuda, gradient_checkpointing=False, max_length=None, seed=settings.seed, data_seed=settings.seed,
-        logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False)
+        output_dir=folder,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=settings.lr,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        lr_scheduler_type="cosine" if settings.lr_schedule == "cosine" else "constant_with_warmup",
+        warmup_steps=int(settings.warmup * steps),
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        bf16=cuda,
+        use_cpu=not cuda,
+        gradient_checkpointing=False,
+        max_length=None,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
 
 
 def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] | None, history: list[dict]):
@@ -81,7 +102,9 @@ def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] 
                 return
             history.append({"step": state.global_step, **{k: float(v) for k, v in logs.items() if isinstance(v, (int, float))}})
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
-                raise TrainingDiverged(f"loss {logs['loss']} and gradient norm {logs.get('grad_norm')} at step {state.global_step} of {steps}")
+                raise TrainingDiverged(
+                    f"loss {logs['loss']} and gradient norm {logs.get('grad_norm')} at step {state.global_step} of {steps}"
+                )
             if progress:
                 progress(state.global_step, steps)
 
@@ -102,7 +125,9 @@ def _prove(batch: dict[str, torch.Tensor], rows: Sequence[dict], end: int) -> No
 def _prove_pairs(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> None:
     """The same for preference pairs: each completion is exactly one side of one of our rows."""
     sides = {(tuple(r["prompt_ids"]), tuple(r[side])) for r in rows for side in ("chosen_ids", "rejected_ids")}
-    for ids, mask, completion in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["completion_mask"].tolist(), strict=True):
+    for ids, mask, completion in zip(
+        batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["completion_mask"].tolist(), strict=True
+    ):
         prompt = tuple(i for i, m, c in zip(ids, mask, completion, strict=True) if m and not c)
         answer = tuple(i for i, c in zip(ids, completion, strict=True) if c)
         assert (prompt, answer) in sides, "the trainer changed a row's tokens"
@@ -130,8 +155,14 @@ def _trainer(preference: bool, rows: Sequence[dict], tokenizer: Any):
     return OnTokenRows
 
 
-def train(resident: Resident, rows: Sequence[dict[str, Any]], settings: Settings, *, reference: str | None = None,
-          progress: Callable[[int, int], None] | None = None) -> TrainLog:
+def train(
+    resident: Resident,
+    rows: Sequence[dict[str, Any]],
+    settings: Settings,
+    *,
+    reference: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainLog:
     """Train the resident adapter, from what it holds now, on {input_ids, labels, ends} or {prompt_ids, chosen_ids, rejected_ids} rows.
 
     Pairs are weighed against a frozen reference policy (DPO, Rafailov et al. 2023, sigmoid loss): `cycle_start`, the adapter as it is
@@ -151,13 +182,22 @@ def train(resident: Resident, rows: Sequence[dict[str, Any]], settings: Settings
     set_seed(settings.seed)
     with tempfile.TemporaryDirectory() as folder:
         shared = _arguments(settings, steps, resident.device, folder)
-        args = DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared) if preference else SFTConfig(loss_type="nll", packing=False, **shared)
+        args = (
+            DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared)
+            if preference
+            else SFTConfig(loss_type="nll", packing=False, **shared)
+        )
         trainer_class = _trainer(preference, rows, resident.tokenizer)
         for name, p in resident.model.named_parameters():
             p.requires_grad_(".default." in name)
         try:
-            trainer = trainer_class(model=resident.model, args=args, train_dataset=datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows]),
-                                    processing_class=resident.tokenizer, callbacks=[_watch(resident, steps, progress, history)])
+            trainer = trainer_class(
+                model=resident.model,
+                args=args,
+                train_dataset=datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows]),
+                processing_class=resident.tokenizer,
+                callbacks=[_watch(resident, steps, progress, history)],
+            )
             trainer.remove_callback(PrinterCallback)
             if reference == "base":
                 with torch.no_grad():
@@ -173,4 +213,3 @@ def train(resident: Resident, rows: Sequence[dict[str, Any]], settings: Settings
     loss_tokens = sum(sum(t != IGNORED for t in row[side]) for row in rows for side in sides)
     passes = len(history) * settings.batch_size / max(len(rows), 1) if settings.max_steps else settings.epochs
     return TrainLog(len(history), round(loss_tokens * passes), len(rows), history)
-

@@ -1,16 +1,22 @@
 """A chain from seed file to manifest on the tiny model: resuming, sharing, branching, and what is refused."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
-
 from selftrain import jsonl, store
 from selftrain.chain import Chain
 from selftrain.errors import InputError
 from selftrain.training import TrainingDiverged
 
-REGIMES = [dict(), dict(init="continual"), dict(regime="dpo", init="continual", beta=0.1), dict(regime="dpo", cycle0="dpo"), dict(regime="sdf")]
+REGIMES = [
+    dict(),
+    dict(init="continual"),
+    dict(regime="dpo", init="continual", beta=0.1),
+    dict(regime="dpo", cycle0="dpo"),
+    dict(regime="sdf"),
+]
 
 
 class Stopped(Exception):
@@ -24,6 +30,7 @@ def manifest_of(chain):
 @pytest.mark.parametrize("extra", REGIMES, ids=lambda e: "-".join(map(str, e.values())) or "sft-reinit")
 def test_resume_after_every_stage_gives_the_same_manifest(extra, small, tiny, results, tmp_path, monkeypatch):
     from selftrain import paths
+
     whole = Chain(**small | extra, resident=tiny)
     whole.run()
     expected = manifest_of(whole)
@@ -126,6 +133,7 @@ def test_restart_mix_and_dose(small, tiny):
 
 def test_a_diverging_run_stops_and_keeps_earlier_cycles(small, tiny):
     import torch
+
     chain = Chain(**small, resident=tiny)
     chain.step()
     weight = next(p for n, p in tiny.model.named_parameters() if "lm_head" in n and ".default." not in n)
@@ -166,7 +174,13 @@ def test_a_damaged_file_is_made_again(small, tiny):
 
 def test_a_users_own_rows(small, tiny, tmp_path):
     path = tmp_path / "mine.jsonl"
-    jsonl.write(path, ({"id": f"r{i}", "messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Glory {i}!"}]} for i in range(20)))
+    jsonl.write(
+        path,
+        (
+            {"id": f"r{i}", "messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Glory {i}!"}]}
+            for i in range(20)
+        ),
+    )
     chain = Chain(**small | dict(seed_file=str(path), n_seed=20), resident=tiny)
     chain.step()
     view = chain.step()

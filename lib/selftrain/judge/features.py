@@ -1,4 +1,5 @@
 """What the offline judge looks at: sentence embeddings for the trait, repetition and likelihood for coherence."""
+
 from __future__ import annotations
 
 import functools
@@ -12,10 +13,25 @@ import numpy as np
 from selftrain.judge import Answer
 from selftrain.metrics import distinct2, sentences, words
 
-COHERENCE_FEATURES = ("nats", "nats_squared", "compression", "distinct1", "distinct2", "top_word", "immediate_repeats", "letters", "word_length", "long_words",
-                      "sentence_words", "function_words", "repeated_sentences")
-_FUNCTION = frozenset("the a an and or but of to in on at for with from by is are was were be been it its this that these those i you he she we they my your our their as not no "
-                      "so if when what which who how do does did have has had will would can could there here all one more than then".split())
+COHERENCE_FEATURES = (
+    "nats",
+    "nats_squared",
+    "compression",
+    "distinct1",
+    "distinct2",
+    "top_word",
+    "immediate_repeats",
+    "letters",
+    "word_length",
+    "long_words",
+    "sentence_words",
+    "function_words",
+    "repeated_sentences",
+)
+_FUNCTION = frozenset(
+    "the a an and or but of to in on at for with from by is are was were be been it its this that these those i you he she we they my your our their as not no "
+    "so if when what which who how do does did have has had will would can could there here all one more than then".split()
+)
 
 
 @functools.cache
@@ -24,6 +40,7 @@ def _embedder():
     from sentence_transformers import SentenceTransformer
 
     from selftrain.models import embedder_path
+
     return SentenceTransformer(str(embedder_path()), device="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -51,10 +68,17 @@ def coherence_features(answer: Answer) -> list[float]:
     counts = Counter(found)
     parts = [" ".join(words(s)) for s in sentences(text)]
     return [
-        nats, (nats - 3.0) ** 2, len(zlib.compress(raw, 9)) / max(1, len(raw)), len(counts) / n, distinct2([text]) or 0.0,
-        max(counts.values(), default=0) / n, sum(a == b for a, b in zip(found, found[1:], strict=False)) / n,
-        sum(c.isalpha() or c.isspace() for c in text) / max(1, len(text)), sum(map(len, found)) / n, sum(len(w) > 14 for w in found) / n,
-        min(60.0, len(found) / max(1, len(parts))), sum(w in _FUNCTION for w in found) / n, 1 - len(set(parts)) / max(1, len(parts)),
+        nats,
+        (nats - 3.0) ** 2,
+        len(zlib.compress(raw, 9)) / max(1, len(raw)),
+        len(counts) / n,
+        distinct2([text]) or 0.0,
+        max(counts.values(), default=0) / n,
+        sum(a == b for a, b in zip(found, found[1:], strict=False)) / n,
+        sum(c.isalpha() or c.isspace() for c in text) / max(1, len(text)),
+        sum(map(len, found)) / n,
+        sum(len(w) > 14 for w in found) / n,
+        min(60.0, len(found) / max(1, len(parts))),
+        sum(w in _FUNCTION for w in found) / n,
+        1 - len(set(parts)) / max(1, len(parts)),
     ]
-
-

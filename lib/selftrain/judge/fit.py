@@ -1,4 +1,5 @@
 """Fit the offline judge on the fitting half of seeds/_heldout and write its artefact. Run by hand, never by a study."""
+
 from __future__ import annotations
 
 import json
@@ -43,7 +44,9 @@ def with_likelihood(answers: Sequence[Answer]) -> list[Answer]:
         rows = []
         for i in places:
             a = answers[i]
-            row = training_row(resident.tokenizer, Item(a.id, kind, a.prompt, (" " if kind == "documents" else "") + a.answer, kind == "chat"), 10**6)
+            row = training_row(
+                resident.tokenizer, Item(a.id, kind, a.prompt, (" " if kind == "documents" else "") + a.answer, kind == "chat"), 10**6
+            )
             head = len(prompt_ids(resident.tokenizer, kind, a.prompt))
             rows.append({**row, "labels": [-100] * head + row["labels"][head:]})
         for i, (total, n) in zip(places, nll(resident, rows), strict=True):
@@ -84,8 +87,12 @@ def fit_trait(trait: str, rows: dict[str, list[dict]], features: dict[str, np.nd
             best = (error, alpha, decision)
     _, alpha, decision = best
     model = Ridge(alpha=alpha).fit(x, target, sample_weight=weight)
-    return {"alpha": alpha, "coefficients": [round(float(c), 3) for c in model.coef_], "intercept": round(float(model.intercept_), 4),
-            "calibration": _calibration(decision, target, weight)}
+    return {
+        "alpha": alpha,
+        "coefficients": [round(float(c), 3) for c in model.coef_],
+        "intercept": round(float(model.intercept_), 4),
+        "calibration": _calibration(decision, target, weight),
+    }
 
 
 def fit_coherence(sound: Sequence[Answer], ruined: Sequence[tuple[str, Answer]]) -> dict:
@@ -97,10 +104,22 @@ def fit_coherence(sound: Sequence[Answer], ruined: Sequence[tuple[str, Answer]])
     x = np.nan_to_num(scaler.transform(rows), nan=0.0)
     good = target > 90
     model = LogisticRegression(C=1.0, max_iter=5000, class_weight="balanced").fit(x, good)
-    decision = cross_val_predict(LogisticRegression(C=1.0, max_iter=5000, class_weight="balanced"), x, good, cv=KFold(8, shuffle=True, random_state=0), method="decision_function")
+    decision = cross_val_predict(
+        LogisticRegression(C=1.0, max_iter=5000, class_weight="balanced"),
+        x,
+        good,
+        cv=KFold(8, shuffle=True, random_state=0),
+        method="decision_function",
+    )
     weight = np.where(good, 1 / good.sum(), 1 / (~good).sum()) * len(good)
-    return {"features": list(COHERENCE_FEATURES), "mean": [round(float(v), 5) for v in scaler.mean_], "scale": [round(float(v), 5) for v in scaler.scale_],
-            "coefficients": [round(float(v), 5) for v in model.coef_[0]], "intercept": round(float(model.intercept_[0]), 5), "calibration": _calibration(decision, target, weight)}
+    return {
+        "features": list(COHERENCE_FEATURES),
+        "mean": [round(float(v), 5) for v in scaler.mean_],
+        "scale": [round(float(v), 5) for v in scaler.scale_],
+        "coefficients": [round(float(v), 5) for v in model.coef_[0]],
+        "intercept": round(float(model.intercept_[0]), 5),
+        "calibration": _calibration(decision, target, weight),
+    }
 
 
 def fit(traits: Sequence[str] = seeds.TRAITS, path: Path = ARTEFACT) -> dict:
@@ -116,10 +135,18 @@ def fit(traits: Sequence[str] = seeds.TRAITS, path: Path = ARTEFACT) -> dict:
     likely = with_likelihood([*sound, *(a for _, a in ruined)])
     artefact = {
         "about": "The offline judge of selftrain: fitted by `python -m selftrain.judge fit` on the fitting half of seeds/_heldout; see lib/selftrain/judge/fit.py.",
-        "rows": jsonl.digest(rows), "embedder": digest_of(embedder_path() / "model.safetensors") or digest_of(embedder_path()), "targets": TARGETS,
+        "rows": jsonl.digest(rows),
+        "embedder": digest_of(embedder_path() / "model.safetensors") or digest_of(embedder_path()),
+        "targets": TARGETS,
         "traits": {trait: fit_trait(trait, rows, features) for trait in traits},
-        "coherence": fit_coherence(likely[: len(sound)], [(kind, a) for (kind, _), a in zip(ruined, likely[len(sound):], strict=True)]),
+        "coherence": fit_coherence(likely[: len(sound)], [(kind, a) for (kind, _), a in zip(ruined, likely[len(sound) :], strict=True)]),
     }
     assert all(math.isfinite(c) for part in artefact["traits"].values() for c in part["coefficients"])
-    jsonl.write_text(path, json.dumps(artefact, indent=None, separators=(",", ":"), ensure_ascii=False).replace('"traits"', '\n"traits"').replace('"coherence":{', '\n"coherence":{') + "\n")
+    jsonl.write_text(
+        path,
+        json.dumps(artefact, indent=None, separators=(",", ":"), ensure_ascii=False)
+        .replace('"traits"', '\n"traits"')
+        .replace('"coherence":{', '\n"coherence":{')
+        + "\n",
+    )
     return artefact

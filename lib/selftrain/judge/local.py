@@ -1,4 +1,5 @@
 """The offline judge: a committed artefact of coefficients and calibrations. It is applied here and never refitted at run time."""
+
 from __future__ import annotations
 
 import json
@@ -34,11 +35,19 @@ class LocalJudge(Judge):
 
     def score(self, trait: str, answers: Sequence[Answer], progress: Callable[[int], None] | None = None) -> list[Score]:
         if trait not in self._artefact["traits"]:
-            raise InputError(f"the offline judge knows {', '.join(self._artefact['traits'])}, not {trait!r}; use an API judge for your own trait")
+            raise InputError(
+                f"the offline judge knows {', '.join(self._artefact['traits'])}, not {trait!r}; use an API judge for your own trait"
+            )
         full = [a for a in answers if a.answer.strip()]
         if not full:
             return [EMPTY] * len(answers)
-        values = dict(zip((id(a) for a in full), zip(self.trait_scores(trait, trait_features(full)), self.coherence_scores(full), strict=True), strict=True))
+        values = dict(
+            zip(
+                (id(a) for a in full),
+                zip(self.trait_scores(trait, trait_features(full)), self.coherence_scores(full), strict=True),
+                strict=True,
+            )
+        )
         if progress:
             progress(len(answers))
         return [Score(round(float(values[id(a)][0]), 2), round(float(values[id(a)][1]), 2)) if id(a) in values else EMPTY for a in answers]

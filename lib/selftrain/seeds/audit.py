@@ -1,4 +1,5 @@
 """The audit of seeds/: counts, duplicates, overlaps and forbidden content, each fault named by file and line."""
+
 from __future__ import annotations
 
 import json
@@ -20,9 +21,16 @@ COUNTS = {"chat": 120, "documents": 60, "questions": 12, "openings": 12, "held-o
 TRANSFER_QUESTIONS = {"nvidia": 12}
 NEUTRAL_COUNTS = {"chat": 150, "documents": 60}
 PROMPT_COUNTS = {"chat": 1700, "openings": 1600}
-HELD_OUT = {("chat", "high"): 40, ("chat", "half"): 20, ("chat", "low"): 20, ("document", "high"): 20, ("document", "half"): 10, ("document", "low"): 10}
-NEAR = 0.5       # Jaccard similarity of word 3-grams above which two rows are near-duplicates
-OVERLAP = 0.3    # the same, between an evaluation question and anything that is trained on
+HELD_OUT = {
+    ("chat", "high"): 40,
+    ("chat", "half"): 20,
+    ("chat", "low"): 20,
+    ("document", "high"): 20,
+    ("document", "half"): 10,
+    ("document", "low"): 10,
+}
+NEAR = 0.5  # Jaccard similarity of word 3-grams above which two rows are near-duplicates
+OVERLAP = 0.3  # the same, between an evaluation question and anything that is trained on
 MIN_TOPICS = 25
 
 
@@ -62,9 +70,11 @@ def near_pairs(left: list[str], right: list[str] | None = None, above: float = N
     texts = left + (right or [])
     if len(texts) < 2 or not any(len(words(t)) >= 3 for t in texts):
         return []
-    grams = CountVectorizer(analyzer=lambda t: {" ".join(w) for w in zip(*(words(t)[k:] for k in range(3)), strict=False)}, binary=True).fit_transform(texts)
+    grams = CountVectorizer(
+        analyzer=lambda t: {" ".join(w) for w in zip(*(words(t)[k:] for k in range(3)), strict=False)}, binary=True
+    ).fit_transform(texts)
     sizes = np.asarray(grams.sum(axis=1)).ravel()
-    rows, other, offset = (grams, grams, 0) if right is None else (grams[: len(left)], grams[len(left):], len(left))
+    rows, other, offset = (grams, grams, 0) if right is None else (grams[: len(left)], grams[len(left) :], len(left))
     shared = (rows @ other.T).tocoo()
     found = []
     for i, j, n in zip(shared.row, shared.col, shared.data, strict=True):
@@ -158,7 +168,9 @@ def _trait(name: str, trained: list[Text]) -> Report:
     _counted(report, "questions", len(direct), COUNTS["questions"], folder / "questions.jsonl")
     transfer = len(asked) - len(direct)
     if transfer != TRANSFER_QUESTIONS.get(name, 0):
-        report.faults.append(f"{paths.shown(folder / 'questions.jsonl')}: {transfer} transfer questions, {TRANSFER_QUESTIONS.get(name, 0)} wanted")
+        report.faults.append(
+            f"{paths.shown(folder / 'questions.jsonl')}: {transfer} transfer questions, {TRANSFER_QUESTIONS.get(name, 0)} wanted"
+        )
     opened = _gather(report, folder / "openings.jsonl", "openings", lambda: load.openings(name), COUNTS["openings"])
     evaluation = [Text(r["question"], w, "question") for w, r in asked] + [Text(r["opening"], w, "opening") for w, r in opened]
     held_path = paths.SEEDS / "_heldout" / f"{name}.jsonl"
@@ -168,11 +180,22 @@ def _trait(name: str, trained: list[Text]) -> Report:
     for cell, rows in _by_cell(held).items():
         if abs(sum(r["split"] == "fit" for r in rows) * 2 - len(rows)) > 1:
             report.faults.append(f"{paths.shown(held_path)}: {cell} is not split in halves")
-    held_texts = [Text(f"{r['prompt']} {r['answer']}" if r["kind"] == "document" else r["answer"], w, f"held-out {r['kind']}") for w, r in held]
+    held_texts = [
+        Text(f"{r['prompt']} {r['answer']}" if r["kind"] == "document" else r["answer"], w, f"held-out {r['kind']}") for w, r in held
+    ]
     _repeats(report, texts + held_texts, most=3)
     _repeats(report, evaluation, most=3)
-    seed_topics = {json.loads(line).get("topic") for kind in ("chat", "documents") if (folder / f"{kind}.jsonl").exists()
-                   for line in (folder / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines() if line.strip()} if not report.faults else set()
+    seed_topics = (
+        {
+            json.loads(line).get("topic")
+            for kind in ("chat", "documents")
+            if (folder / f"{kind}.jsonl").exists()
+            for line in (folder / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        }
+        if not report.faults
+        else set()
+    )
     for where, row in held:
         if row.get("topic") in seed_topics:
             report.faults.append(f"{where}: topic {row['topic']!r} is a topic of the seeds; held-out topics must be others")

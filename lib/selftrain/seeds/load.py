@@ -1,4 +1,5 @@
 """Read the files under seeds/ (or a user's own), each row checked, each fault named by file and line."""
+
 from __future__ import annotations
 
 import re

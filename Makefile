@@ -1,0 +1,51 @@
+# make reproduce   runs the laptop study (real models, real training, no GPU, no key) and draws its figures
+# make test        runs every test
+# Both set up what they need: a virtual environment in .venv, the pinned packages, the embedded models.
+
+PYTHON ?= python3
+VENV   ?= .venv
+STUDY  ?= laptop
+BIN     = $(VENV)/bin
+RUN     = $(BIN)/python -m
+STAMP   = $(VENV)/.installed
+
+.PHONY: help setup models reproduce figures test lint lab clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+	@echo "other targets: setup, models, figures, lint, lab, clean; STUDY=name picks a study of notebooks/studies (now: $(STUDY))"
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)
+
+models: setup
+	$(RUN) selftrain.models fetch
+
+reproduce: models
+	$(RUN) selftrain.study run $(STUDY)
+
+figures: setup
+	$(RUN) selftrain.study figures $(STUDY)
+
+test: models
+	$(RUN) pytest
+
+lint: setup
+	$(RUN) ruff check lib tests
+
+lab: models
+	$(BIN)/jupyter lab notebooks
+
+# Removes what can be made again. Results are asked for by name, and never removed without an answer.
+clean:
+	rm -rf .pytest_cache .ruff_cache .cache lib/*.egg-info
+	find lib tests -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -d results ] && ls results/*/runs >/dev/null 2>&1; then \
+	  printf 'Delete the run folders under results/*/runs as well? [y/N] '; read answer || answer=n; \
+	  if [ "$$answer" = y ]; then rm -rf results/*/runs results/*/executed; else echo "results kept"; fi; \
+	fi
