@@ -6,7 +6,10 @@ import argparse
 import ast
 import json
 import os
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,28 @@ def run(study: Study, only: list[str] | None = None) -> None:
         print(f"{name:32} {seconds / 60:6.1f} min")
 
 
+def run_packed(study: Study, jobs: int, only: list[str] | None = None) -> None:
+    """Run panels in several processes at once on one device, a process a notebook; InputError names the panels that failed, the others are kept."""
+    names = [panel.name for panel in study.panels if not only or panel.name in only]
+    chains_of(study)
+    logs = paths.study_folder(study.name) / "executed"
+    logs.mkdir(parents=True, exist_ok=True)
+
+    def one(name: str) -> tuple[str, int, float]:
+        started = time.monotonic()
+        with open(logs / f"{name}.log", "w") as log:
+            done = subprocess.run([sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name], stdout=log, stderr=subprocess.STDOUT)
+        seconds = time.monotonic() - started
+        print(f"{name:32} {seconds / 60:6.1f} min{'' if done.returncode == 0 else f'  FAILED, see {paths.shown(logs / name)}.log'}", flush=True)
+        return name, done.returncode, seconds
+
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(one, names))
+    failed = [name for name, code, _ in done if code]
+    if failed:
+        raise InputError(f"{paths.shown(study.path)}: {len(failed)} of {len(names)} panels failed: {', '.join(failed)}")
+
+
 def draw(study: Study) -> list[tuple[str, float]]:
     """Execute the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each."""
     executed, times = paths.study_folder(study.name) / "executed", []
@@ -202,13 +227,16 @@ def main() -> None:
     verb = verbs.add_parser("run", help="run or resume a study")
     verb.add_argument("study", nargs="?", default="laptop")
     verb.add_argument("--panel", action="append", help="only this panel (repeatable); skips the analysis notebooks")
+    verb.add_argument("--jobs", type=int, default=1, help="panels run at once, each in a process of its own (one GPU holds several)")
     verb = verbs.add_parser("figures", help="execute the analysis notebooks alone")
     verb.add_argument("study", nargs="?", default="laptop")
     verb = verbs.add_parser("check", help="check a study file and list its chains")
     verb.add_argument("study")
     args = parser.parse_args()
     study = read(args.study)
-    if args.verb == "run":
+    if args.verb == "run" and args.jobs > 1:
+        run_packed(study, args.jobs, args.panel)
+    elif args.verb == "run":
         run(study, args.panel)
     elif args.verb == "figures":
         draw(study)
