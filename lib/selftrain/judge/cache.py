@@ -1,4 +1,5 @@
 """Raw replies, kept for good: append-only JSON lines that any number of processes share, found again by what was asked."""
+
 from __future__ import annotations
 
 import fcntl
@@ -46,6 +47,8 @@ class Replies:
         self._forget()
 
     def _forget(self) -> None:
+        for fd in getattr(self, "_files", {}).values():
+            os.close(fd)
         self._files: dict[Path, int] = {}
         self._read: Counter[Path] = Counter()
         self._places: dict[str, list[tuple[Path, int, int]]] = defaultdict(list)
@@ -64,16 +67,18 @@ class Replies:
     def refresh(self) -> None:
         """Take in what was appended since, by this process or another."""
         with self._lock:
-            if any(not p.exists() or os.stat(p).st_ino != os.fstat(fd).st_ino or os.fstat(fd).st_size < self._read[p] for p, fd in self._files.items()):
-                self._forget()   # deleted or replaced under us
+            if any(
+                not p.exists() or os.stat(p).st_ino != os.fstat(fd).st_ino or os.fstat(fd).st_size < self._read[p]
+                for p, fd in self._files.items()
+            ):
+                self._forget()  # deleted or replaced under us
             for path in sorted(self.folder.glob("*.jsonl")):
                 fd = self._file(path)
-                while data := os.pread(fd, _BLOCK, self._read[path]):
-                    end = data.rfind(b"\n") + 1
-                    if end == 0 and len(data) < _BLOCK:
-                        break   # a line that is being written
-                    self._take(path, data[:end or None])
-                    self._read[path] += end or len(data)
+                while (
+                    end := (data := os.pread(fd, _BLOCK, self._read[path])).rfind(b"\n") + 1
+                ):  # what follows is a line that is being written
+                    self._take(path, data[:end])
+                    self._read[path] += end
 
     def _take(self, path: Path, data: bytes) -> None:
         at = self._read[path]
@@ -106,7 +111,9 @@ class Replies:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise InputError(f"{paths.shown(self.path)}: cannot be written ({error.strerror}); replies that are paid for must be kept") from None
+                raise InputError(
+                    f"{paths.shown(self.path)}: cannot be written ({error.strerror}); replies that are paid for must be kept"
+                ) from None
             old, self._files[self.path], self._writable = self._files.get(self.path), fd, True
             if old is not None:
                 os.close(old)
@@ -114,8 +121,15 @@ class Replies:
 
     def put(self, key: str, *, question: str, trait: str | None, model: str, tokens: tuple[int, int], body: str) -> None:
         """Append one reply as one whole line, then take it in."""
-        row: dict[str, Any] = {"key": key, "question": question, "trait": trait, "model": model, "tokens": list(tokens),
-                               "at": datetime.now(UTC).isoformat(timespec="seconds"), "body": body}
+        row: dict[str, Any] = {
+            "key": key,
+            "question": question,
+            "trait": trait,
+            "model": model,
+            "tokens": list(tokens),
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "body": body,
+        }
         line = (jsonl.dumps(row) + "\n").encode()
         with self._lock:
             fd = self._own()
@@ -123,7 +137,7 @@ class Replies:
             try:
                 size = os.fstat(fd).st_size
                 if size and os.pread(fd, 1, size - 1) != b"\n":
-                    line = b"\n" + line   # somebody was killed in the middle of a line
+                    line = b"\n" + line  # somebody was killed in the middle of a line
                 if os.write(fd, line) != len(line):
                     raise InputError(f"{paths.shown(self.path)}: the disk is full")
             finally:

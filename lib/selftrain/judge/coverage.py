@@ -1,4 +1,5 @@
 """How much of what was asked for a judge has to score before a cycle counts as judged."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -23,5 +24,7 @@ def check_coverage(rows: Sequence[dict], where: str, floor: float = FLOOR) -> No
     missing = [row for row in rows if row["status"] != "empty" and (row["trait_score"] is None or row["coherence"] is None)]
     counts = Counter(row["status"] if row["trait_score"] is None else row["reason"].partition(":")[0] for row in missing)
     said = ", ".join(f"{n} {status}" for status, n in counts.most_common())
-    raise InputError(f"{where}: the judge scored {share:.1%} of the answers, under the floor of {floor:.0%} ({said}; first: {missing[0]['reason']}); "
-                     "run again to ask only for what is missing, or lower the floor")
+    raise InputError(
+        f"{where}: the judge scored {share:.1%} of the answers, under the floor of {floor:.0%} ({said}; first: {missing[0]['reason']}); "
+        "run again to ask only for what is missing, or lower the floor"
+    )

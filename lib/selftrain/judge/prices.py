@@ -1,4 +1,5 @@
 """What calls cost: list prices, with the day they were taken down."""
+
 from __future__ import annotations
 
 import os
@@ -8,8 +9,13 @@ from selftrain.errors import InputError
 AS_OF = "2025-06-01"
 # US dollars per million tokens, (input, output), standard tier, without discounts for cached input or batches.
 PRICES = {
-    "gpt-4o-mini-2024-07-18": (0.15, 0.60), "gpt-4o-mini": (0.15, 0.60), "gpt-4o-2024-08-06": (2.50, 10.00), "gpt-4o": (2.50, 10.00),
-    "gpt-4.1-2025-04-14": (2.00, 8.00), "gpt-4.1-mini-2025-04-14": (0.40, 1.60), "gpt-4.1-nano-2025-04-14": (0.10, 0.40),
+    "gpt-4o-mini-2024-07-18": (0.15, 0.60),
+    "gpt-4o-mini": (0.15, 0.60),
+    "gpt-4o-2024-08-06": (2.50, 10.00),
+    "gpt-4o": (2.50, 10.00),
+    "gpt-4.1-2025-04-14": (2.00, 8.00),
+    "gpt-4.1-mini-2025-04-14": (0.40, 1.60),
+    "gpt-4.1-nano-2025-04-14": (0.10, 0.40),
 }
 
 

@@ -1,4 +1,5 @@
 """From a raw reply to a score: strict about what counts as one, and the only place that decides it."""
+
 from __future__ import annotations
 
 import json
@@ -6,8 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PARSER = 1      # raised when the reading of a reply changes: scores are then read anew from the stored replies
-ATTEMPTS = 2    # replies asked for before a text counts as unparsed
+PARSER = 1  # raised when the reading of a reply changes: scores are then read anew from the stored replies
+ATTEMPTS = 2  # replies asked for before a text counts as unparsed
 
 
 @dataclass(frozen=True)
