@@ -35,6 +35,8 @@ def grade(question: str, prompt: str, answer: str) -> int:
 class JudgeServer:
     """`fault(question, answer, n)` names what goes wrong with the n-th call (from 0) about a text; None for nothing."""
 
+    handler: type[BaseHTTPRequestHandler]  # set below; another one makes it another server
+
     def __init__(self, fault: Callable[[str, str, int], str | None] = lambda question, answer, n: None, pause: float = 0.0):
         self.fault, self.pause, self.retry_after, self.slow = fault, pause, "0", 3.0
         self.calls: Counter = Counter()  # by (question, prompt, answer): all calls
@@ -47,7 +49,7 @@ class JudgeServer:
     def __enter__(self) -> JudgeServer:
         server = self
 
-        class Handler(_Handler):
+        class Handler(server.handler):
             judge = server
 
         class Server(ThreadingHTTPServer):
@@ -172,3 +174,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+
+JudgeServer.handler = _Handler

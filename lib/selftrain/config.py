@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 # Keys that say where a chain is kept, how far it goes or who scores it, but change no result of a cycle.
-NOT_HASHED = {"study", "panel", "preset", "last_cycle", "judge", "seed_file"}
+NOT_HASHED = {"study", "panel", "preset", "last_cycle", "judge", "seed_file", "judge_max_usd", "coverage_floor"}
 
 
 class Mix(BaseModel):
@@ -122,6 +122,8 @@ class ChainConfig(BaseModel):
     mix: Mix | None = None
     coherence_filter: float | None = Field(default=None, ge=1, le=100)
     branch: Branch | None = None
+    judge_max_usd: float | None = Field(default=None, ge=0)
+    coverage_floor: float = Field(default=0.95, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -90,6 +90,7 @@ def summarise(answers: Sequence[dict], scores: Sequence[dict], requested: int) -
         "n_requested": requested,
         "n_sampled": len(answers),
         "n_judged": status["judged"],
+        "n_coherence": sum(row["coherence"] is not None for row in scores),
         "n_refused": status["refused"],
         "n_unparsed": status["unparsed"],
         "n_failed": status["failed"],
@@ -113,6 +114,7 @@ def cycle_row(folder: Path, scores_file: str, requested: int) -> dict[str, Any]:
     path = folder / "train_log.json"
     log = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     row |= {"steps": log["steps"] if log else 0, "train_tokens": log["train_tokens"] if log else 0}
+    row["saturated"] = bool(log and log["saturated"])
     if log and log["history"]:
         row["train_loss"] = tail_mean(log["history"], "loss")
         for name, key in (
@@ -122,7 +124,6 @@ def cycle_row(folder: Path, scores_file: str, requested: int) -> dict[str, Any]:
             ("logp_rejected", "logps/rejected"),
         ):
             row[name] = tail_mean(log["history"], key)
-        row["saturated"] = log["saturated"]
     if answers and "kl" in answers[0]:
         row["kl_base"] = sum(a["kl"] for a in answers) / max(1, sum(a["nll_tokens"] for a in answers))
     return row

@@ -38,9 +38,8 @@ def plan(config: ChainConfig) -> Plan:
     """Read and check everything a chain needs from seeds/; InputError before any model is loaded."""
     seeds.check_traits(config.trait, *([config.seed_source] if not config.seed_file else []))
     items = seed_items(config)
-    available = seeds.prompts(config.kind)
     used = {item.prompt for item in items}
-    ordered = [row for row in draws.pick(available, len(available), config.data_seed, "prompts") if row["text"] not in used]
+    ordered = [row for row in seeds.drawn_prompts(config.kind, config.data_seed) if row["text"] not in used]
     sampling_cycles = 0 if config.null == "retrain" else config.last_cycle
     sizes = [config.branch.n_sampled if config.branch and k < config.branch.at else config.n_sampled for k in range(sampling_cycles)]
     needed = sum(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selftrain import jsonl, metrics, paths
-from selftrain.errors import InputError
+from selftrain.errors import InputError, run_command
 
 TEXT_COLUMNS = ("question_id", "sample", "set", "prompt", "answer", "finished", "n_tokens", "nll", "nll_tokens")
 
@@ -60,13 +61,13 @@ def _run_rows(folder: Path, manifest: dict) -> list[dict]:
     return rows
 
 
-def load(folder: str | Path = "laptop", judge: str | None = None) -> pd.DataFrame:
+def load(folder: str | Path = "laptop", judge: str | None = None, committed: bool = False) -> pd.DataFrame:
     """All chains of a study, one row a (chain, cycle), the base as cycle -1; `judge` picks one where several have scored.
 
-    A chain that has a run folder is read from there, any other from results/<study>/tables. InputError where nothing is there.
+    `committed` reads the committed tables alone. Otherwise a chain that has a run folder is read from there, any other from results/<study>/tables. InputError where nothing is there.
     """
     study = _study(folder)
-    rows = [row for run, manifest in _manifests(study) for row in _run_rows(run, manifest)]
+    rows = [] if committed else [row for run, manifest in _manifests(study) for row in _run_rows(run, manifest)]
     frames = [pd.DataFrame(rows)] if rows else []
     have = set(frames[0]["chain"]) if frames else set()
     for path in sorted(study.glob("tables/*.cycles.parquet")):
@@ -79,7 +80,7 @@ def load(folder: str | Path = "laptop", judge: str | None = None) -> pd.DataFram
         raise InputError(f"{paths.shown(study)}: neither run folders nor tables; run the study first")
     table = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
     if judge is not None:
-        table = table[table["judge"] == judge]
+        table = table[(table["judge"] == judge) | table["judge"].str.startswith(f"{judge}:")]
         if table.empty:
             raise InputError(f"{paths.shown(study)}: judge {judge!r} has scored nothing here; run `python -m selftrain.judge rescore`")
     return table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True)
@@ -179,3 +180,22 @@ def summary(folder: str | Path) -> pd.DataFrame:
     chains = table[table["complete"]].drop_duplicates("chain")
     arm = chains["null"].where(chains["null"] != "none", "")
     return chains.assign(arm=arm).groupby(["regime", "init", "arm", "trait"]).size().unstack(fill_value=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m selftrain.results", description="Results of a study.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, said in (("summary", "complete chains by regime, init and trait"), ("export", "write the tables that are committed")):
+        added = verbs.add_parser(verb, help=said)
+        added.add_argument("study")
+    added.add_argument("--texts-per-cycle", type=int, help="answers kept a cycle (default: all)")
+    args = parser.parse_args()
+    if args.verb == "summary":
+        print(summary(args.study).to_string())
+    else:
+        for path in export(args.study, args.texts_per_cycle):
+            print(f"{paths.shown(path)}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    run_command(main)

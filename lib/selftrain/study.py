@@ -164,7 +164,7 @@ def run(study: Study, only: list[str] | None = None) -> None:
     import logging
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("papermill.translators", "httpx"):
+    for noisy in ("papermill.translators", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     counts = {name: len(configs) for name, configs in chains_of(study).items()}
     unknown = sorted(set(only or ()) - set(counts))
@@ -192,9 +192,14 @@ def run_packed(study: Study, jobs: int, only: list[str] | None = None) -> None:
     def one(name: str) -> tuple[str, int, float]:
         started = time.monotonic()
         with open(logs / f"{name}.log", "w") as log:
-            done = subprocess.run([sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name], stdout=log, stderr=subprocess.STDOUT)
+            done = subprocess.run(
+                [sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name], stdout=log, stderr=subprocess.STDOUT
+            )
         seconds = time.monotonic() - started
-        print(f"{name:32} {seconds / 60:6.1f} min{'' if done.returncode == 0 else f'  FAILED, see {paths.shown(logs / name)}.log'}", flush=True)
+        print(
+            f"{name:32} {seconds / 60:6.1f} min{'' if done.returncode == 0 else f'  FAILED, see {paths.shown(logs / name)}.log'}",
+            flush=True,
+        )
         return name, done.returncode, seconds
 
     with ThreadPoolExecutor(jobs) as pool:

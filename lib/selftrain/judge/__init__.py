@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from selftrain.errors import InputError
 
@@ -44,6 +45,13 @@ class Judge(ABC):
     @abstractmethod
     def hash(self, trait: str) -> str:
         """Hex digits naming everything that decides this judge's scores of a trait."""
+
+    def for_study(self, folder: Path, max_usd: float | None = None) -> Judge:
+        """The judge that keeps its replies with a study, and spends at most `max_usd` there. Only a judge that pays has anything to keep."""
+        return self
+
+    def ready(self) -> None:  # noqa: B027  a judge without a key or an endpoint is always ready
+        """InputError where this judge could not score anything, such as for want of a key."""
 
     @abstractmethod
     def score(self, trait: str, answers: Sequence[Answer], progress: Callable[[int], None] | None = None) -> list[Score]:

@@ -92,7 +92,14 @@ def main() -> int:
     verb.add_argument("--judge", required=True, help="local, openai or openai:<model>")
     verb.add_argument("--floor", type=float, default=FLOOR, help=f"share of answers that must be scored (default {FLOOR})")
     verbs.add_parser("fit", help="fit the offline judge's artefact on seeds/_heldout")
+    verbs.add_parser("validate", help="measure the offline judge's error on the validating half and write the report")
     args = parser.parse_args()
+    if args.verb == "validate":
+        from selftrain.judge.validate import validate
+
+        report = validate()
+        print("\n".join(report["missed"]) or "every bar is met")
+        return 0
     if args.verb == "estimate":
         return show_estimate(args.study, args.judge)
     return run_rescore(args.results, args.judge, args.floor) if args.verb == "rescore" else run_fit()

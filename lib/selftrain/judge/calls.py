@@ -7,7 +7,7 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -32,6 +32,7 @@ class Call:
     question: str
     trait: str | None
     request: Callable[[], dict[str, Any]]
+    output_tokens: int = OUTPUT_TOKENS  # what a reply may take, for the spending cap
 
 
 class Failed(Exception):
@@ -44,14 +45,18 @@ def rough_tokens(request: dict[str, Any]) -> int:
 
 
 class Calls:
-    """Asks for replies. `run` may be called from anywhere, also where an event loop runs already: the work has a thread of its own."""
+    """Asks for replies, each until `enough` of what is kept for it is not None.
 
-    def __init__(self, settings: Settings, store: Replies):
-        self.settings, self.store = settings, store
-        self._price = price(settings.model)
+    `run` may be called from anywhere, also where an event loop runs already: the work has a thread of its own.
+    """
+
+    def __init__(self, settings: Settings, store: Replies, enough: Callable[[Sequence[str]], Any] = verdict):
+        self.settings, self.store, self.enough = settings, store, enough
+        self._role, self._env = settings.role, settings.role.upper()
+        self._price = price(settings.model, settings.role)
         if settings.max_usd is not None and self._price is None:
             raise InputError(
-                f"a spending cap needs a price for {settings.model}: set JUDGE_PRICE=input,output in dollars per million tokens"
+                f"a spending cap needs a price for {settings.model}: set {self._env}_PRICE=input,output in dollars per million tokens"
             )
         self._failed: dict[str, str] = {}
         self._in_a_row = self._answered = 0
@@ -64,9 +69,9 @@ class Calls:
 
         InputError where going on is of no use: a bad key, an unknown model, no money left, the spending cap. Replies under way are kept.
         """
-        api_key()  # a missing key is said here, in one line
+        api_key(self._role)  # a missing key is said here, in one line
         outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._in_thread, args=(calls, outbox), name="judge", daemon=True)
+        thread = threading.Thread(target=self._in_thread, args=(calls, outbox), name=self._role, daemon=True)
         thread.start()
         try:
             while not isinstance(item := outbox.get(), (BaseException, type(None))):
@@ -96,7 +101,7 @@ class Calls:
         self._loop, self._halt, self._not_before = asyncio.get_running_loop(), asyncio.Event(), 0.0
         todo = deque(calls.items())
         async with openai.AsyncOpenAI(
-            api_key=api_key(), base_url=self.settings.base_url, timeout=self.settings.timeout, max_retries=0
+            api_key=api_key(self._role), base_url=self.settings.base_url, timeout=self.settings.timeout, max_retries=0
         ) as client:
             await asyncio.gather(*(self._worker(client, todo, outbox) for _ in range(min(self.settings.concurrency, len(todo)))))
 
@@ -108,7 +113,7 @@ class Calls:
                 await asyncio.sleep(0.02)
                 continue
             try:
-                while verdict(self.store.get(key)) is None:
+                while self.enough(self.store.get(key)) is None:
                     await self._reply(client, key, call)
             except Failed as failure:
                 self._failed[key] = str(failure)
@@ -124,7 +129,7 @@ class Calls:
         if self._in_a_row >= IN_A_ROW:
             raise Failed(f"not asked: {IN_A_ROW} calls failed in a row")
         request = call.request()
-        rough = rough_tokens(request), OUTPUT_TOKENS
+        rough = rough_tokens(request), call.output_tokens
         held = cost(rough, self._price) if self._price else 0.0
         self._check_cap(held)
         self._reserved += held
@@ -147,8 +152,8 @@ class Calls:
         spent = cost(self.store.tokens(self.settings.model), self._price)
         if spent + self._reserved + held > cap:
             raise InputError(
-                f"the spending cap of ${cap:g} is reached: {self.settings.model} has taken ${spent:.4f} of this study; "
-                "replies are kept, raise the cap (JUDGE_MAX_USD) to go on"
+                f"the spending cap of ${cap:g} is reached: {self.settings.model} has taken ${spent:.4f} of this "
+                f"{'study' if self._role == 'judge' else 'file'}; replies are kept, raise the cap ({self._env}_MAX_USD) to go on"
             )
 
     async def _attempts(self, client: Any, request: dict[str, Any]) -> str:
@@ -198,16 +203,16 @@ class Calls:
 
     def _stop_if_hopeless(self, status: int, codes: set[str]) -> None:
         """InputError for what no retry mends. The endpoint's own words stay out: they can quote the key."""
-        model = self.settings.model
+        model, role, env = self.settings.model, self._role, self._env
         if status == 401:
-            raise InputError("the judge's endpoint refused the API key (HTTP 401): check JUDGE_API_KEY or OPENAI_API_KEY")
+            raise InputError(f"the {role}'s endpoint refused the API key (HTTP 401): check {env}_API_KEY or OPENAI_API_KEY")
         if status == 402 or codes & NO_MONEY:
-            raise InputError(f"the judge's account has no money or quota left (HTTP {status}): top it up and run again; replies are kept")
+            raise InputError(f"the {role}'s account has no money or quota left (HTTP {status}): top it up and run again; replies are kept")
         if status == 404 or codes & NO_MODEL:
-            raise InputError(f"the judge's endpoint knows no model {model!r} (HTTP {status}): check JUDGE_MODEL and JUDGE_BASE_URL")
+            raise InputError(f"the {role}'s endpoint knows no model {model!r} (HTTP {status}): check {env}_MODEL and {env}_BASE_URL")
         if status == 403 and not self._answered:
             raise InputError(
-                f"the judge's endpoint gives this key no access to {model!r} (HTTP 403): check the key's rights and JUDGE_BASE_URL"
+                f"the {role}'s endpoint gives this key no access to {model!r} (HTTP 403): check the key's rights and {env}_BASE_URL"
             )
 
 

@@ -58,6 +58,15 @@ def trait_features(answers: Sequence[Answer]) -> np.ndarray:
     return np.hstack([alone, together])
 
 
+def term_weights(texts: Sequence[str], terms: dict[str, float]) -> np.ndarray:
+    """(n, terms) float32: words and word pairs of each text by sublinear tf-idf with the given idf, unit length a row."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, vocabulary=list(terms))
+    vectorizer.idf_ = np.array(list(terms.values()))
+    return vectorizer.transform(texts).toarray().astype(np.float32)
+
+
 def coherence_features(answer: Answer) -> list[float]:
     """One row of COHERENCE_FEATURES: the base model's nats a token (clipped to 8), repetition, and sentence statistics. Missing likelihood is NaN."""
     text = answer.answer

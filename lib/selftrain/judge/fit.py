@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from selftrain import jsonl, seeds
+from selftrain import draws, jsonl, seeds
 from selftrain.judge import Answer
 from selftrain.judge.broken import PARTLY, broken
-from selftrain.judge.features import COHERENCE_FEATURES, coherence_features, trait_features
-from selftrain.judge.local import ARTEFACT
+from selftrain.judge.features import COHERENCE_FEATURES, coherence_features, term_weights, trait_features
+from selftrain.judge.local import ARTEFACT, TERM_SCALE
 
 TARGETS = {"high": 95.0, "half": 50.0, "low": 2.0, "other": 2.0}
 MODELS = {"chat": "smollm2-135m-instruct", "documents": "gemma-3-270m"}
@@ -55,18 +56,15 @@ def with_likelihood(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def rows_of(split: str, traits: Sequence[str] = seeds.TRAITS) -> dict[str, list[dict]]:
-    """Held-out rows of one half by trait."""
-    return {trait: [row for row in seeds.held_out(trait) if row["split"] == split] for trait in traits}
+    """Held-out rows by trait: the fitting half with seeds/_judge, which serves fitting alone, or the validating half."""
+    rows = {trait: [row for row in seeds.held_out(trait) if row["split"] == split] for trait in traits}
+    return {trait: rows[trait] + (seeds.judge_rows(trait) if split == "fit" else []) for trait in traits}
 
 
 def _calibration(decision: np.ndarray, target: np.ndarray, weight: np.ndarray) -> dict[str, list[float]]:
-    """A monotone piecewise-linear map from decision values to scores, from cross-validated decisions; ends held at 1 and 100."""
-    steps = IsotonicRegression(out_of_bounds="clip").fit(decision, target, sample_weight=weight)
-    grid = np.quantile(decision, np.linspace(0, 1, 25))
-    y = np.clip(np.convolve(np.pad(steps.predict(grid), 1, mode="edge"), np.ones(3) / 3, mode="valid"), 1, 100)
-    low, high = grid[0] - (grid[-1] - grid[0]) * 0.1, grid[-1] + (grid[-1] - grid[0]) * 0.1
-    x = [low, *grid, high]
-    return {"x": [round(float(v), 5) for v in x], "y": [round(float(v), 3) for v in [max(1.0, y[0] - 1), *y, min(100.0, y[-1] + 2)]]}
+    """A monotone piecewise-linear map from decision values to scores in [1, 100]: isotonic regression on cross-validated decisions."""
+    steps = IsotonicRegression(y_min=1, y_max=100, out_of_bounds="clip").fit(decision, target, sample_weight=weight)
+    return {"x": [round(float(v), 4) for v in steps.X_thresholds_], "y": [round(float(v), 2) for v in steps.y_thresholds_]}
 
 
 def fit_trait(trait: str, rows: dict[str, list[dict]], features: dict[str, np.ndarray]) -> dict:
@@ -75,11 +73,11 @@ def fit_trait(trait: str, rows: dict[str, list[dict]], features: dict[str, np.nd
     level = [row["level"] if t == trait else "other" for t in rows for row in rows[t]]
     target = np.array([TARGETS[name] for name in level])
     counts = {name: level.count(name) for name in TARGETS}
-    share = {"high": 0.35, "half": 0.15, "low": 0.15, "other": 0.35}
+    share = {"high": 0.32, "half": 0.14, "low": 0.22, "other": 0.32}
     weight = np.array([share[name] / counts[name] for name in level]) * len(level)
     folds = KFold(8, shuffle=True, random_state=0)
     best = None
-    for alpha in (0.03, 0.1, 0.3, 1.0, 3.0):
+    for alpha in (1.0, 2.0, 4.0):
         model = Ridge(alpha=alpha)
         decision = cross_val_predict(model, x, target, cv=folds, params={"sample_weight": weight})
         error = float(np.average((decision - target) ** 2, weights=weight))
@@ -89,7 +87,7 @@ def fit_trait(trait: str, rows: dict[str, list[dict]], features: dict[str, np.nd
     model = Ridge(alpha=alpha).fit(x, target, sample_weight=weight)
     return {
         "alpha": alpha,
-        "coefficients": [round(float(c), 3) for c in model.coef_],
+        "coefficients": [round(float(c), 2) for c in model.coef_],
         "intercept": round(float(model.intercept_), 4),
         "calibration": _calibration(decision, target, weight),
     }
@@ -122,6 +120,22 @@ def fit_coherence(sound: Sequence[Answer], ruined: Sequence[tuple[str, Answer]])
     }
 
 
+def vocabulary(texts: Sequence[str], least: int = 3) -> dict[str, float]:
+    """Words and word pairs that stand in at least `least` texts, with their smoothed inverse document frequency."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=least, sublinear_tf=True).fit(texts)
+    return {str(term): round(float(idf), 3) for term, idf in zip(vectorizer.get_feature_names_out(), vectorizer.idf_, strict=True)}
+
+
+def some_sound(rows: dict[str, list[dict]], of_each: int = 18) -> list[Answer]:
+    """Sound texts for the coherence part: of every trait the same number of chat answers by level, and half as many documents."""
+    out = []
+    for trait, mine in rows.items():
+        for kind, n in (("chat", of_each), ("document", of_each // 2)):
+            for level in ("high", "low"):
+                out += draws.pick([as_answer(r) for r in mine if r["kind"] == kind and r["level"] == level], n // 2, trait, kind, level)
+    return out
+
+
 def fit(traits: Sequence[str] = seeds.TRAITS, path: Path = ARTEFACT) -> dict:
     """Fit everything and write the artefact, with the digests of the rows and models it was made from."""
     from selftrain.models import embedder_path
@@ -129,24 +143,26 @@ def fit(traits: Sequence[str] = seeds.TRAITS, path: Path = ARTEFACT) -> dict:
 
     rows = rows_of("fit", traits)
     answers = {trait: [as_answer(row) for row in rows[trait]] for trait in traits}
-    features = {trait: trait_features(answers[trait]) for trait in traits}
-    sound = [a for trait in traits for a in answers[trait]]
+    terms = vocabulary([a.answer for trait in traits for a in answers[trait]])
+    features = {
+        trait: np.hstack([trait_features(mine), TERM_SCALE * term_weights([a.answer for a in mine], terms)])
+        for trait, mine in answers.items()
+    }
+    sound = some_sound({trait: [r for r in rows[trait] if "-held-" in r["id"]] for trait in traits})
     ruined = broken(sound, "fit")
     likely = with_likelihood([*sound, *(a for _, a in ruined)])
     artefact = {
-        "about": "The offline judge of selftrain: fitted by `python -m selftrain.judge fit` on the fitting half of seeds/_heldout; see lib/selftrain/judge/fit.py.",
+        "about": "The offline judge: fitted by `python -m selftrain.judge fit`, never at run time; lib/selftrain/judge/fit.py says how.",
         "rows": jsonl.digest(rows),
         "embedder": digest_of(embedder_path() / "model.safetensors") or digest_of(embedder_path()),
         "targets": TARGETS,
+        "terms": terms,
         "traits": {trait: fit_trait(trait, rows, features) for trait in traits},
         "coherence": fit_coherence(likely[: len(sound)], [(kind, a) for (kind, _), a in zip(ruined, likely[len(sound) :], strict=True)]),
     }
     assert all(math.isfinite(c) for part in artefact["traits"].values() for c in part["coefficients"])
-    jsonl.write_text(
-        path,
-        json.dumps(artefact, indent=None, separators=(",", ":"), ensure_ascii=False)
-        .replace('"traits"', '\n"traits"')
-        .replace('"coherence":{', '\n"coherence":{')
-        + "\n",
-    )
+    text = json.dumps(artefact, separators=(",", ":"), ensure_ascii=False)
+    for key in ("terms", "traits", "coherence"):
+        text = text.replace(f'"{key}":{{', f'\n"{key}":{{')
+    jsonl.write_text(path, text + "\n")
     return artefact

@@ -11,13 +11,14 @@ import numpy as np
 from selftrain import jsonl
 from selftrain.errors import InputError
 from selftrain.judge import EMPTY, Answer, Judge, Score
-from selftrain.judge.features import coherence_features, trait_features
+from selftrain.judge.features import coherence_features, term_weights, trait_features
 
+TERM_SCALE = 1.5  # how much words weigh against embeddings; the artefact is fitted with it
 ARTEFACT = Path(__file__).parent / "artefact" / "local.json"
 
 
 class LocalJudge(Judge):
-    """Scores from sentence embeddings (trait) and from likelihood, repetition and sentence statistics (coherence); floats in [1, 100].
+    """Scores from sentence embeddings and words (trait) and from likelihood, repetition and sentence statistics (coherence); floats in [1, 100].
 
     Both are linear in their features, then mapped to the 1-100 scale by a monotone piecewise-linear calibration.
     """
@@ -44,7 +45,7 @@ class LocalJudge(Judge):
         values = dict(
             zip(
                 (id(a) for a in full),
-                zip(self.trait_scores(trait, trait_features(full)), self.coherence_scores(full), strict=True),
+                zip(self.trait_scores(trait, self.features(full)), self.coherence_scores(full), strict=True),
                 strict=True,
             )
         )
@@ -52,10 +53,15 @@ class LocalJudge(Judge):
             progress(len(answers))
         return [Score(round(float(values[id(a)][0]), 2), round(float(values[id(a)][1]), 2)) if id(a) in values else EMPTY for a in answers]
 
+    def features(self, answers: Sequence[Answer]) -> np.ndarray:
+        """(n, 768 + terms): embeddings of the answer and of prompt with answer, and the answer's words and word pairs."""
+        return np.hstack([trait_features(answers), TERM_SCALE * term_weights([a.answer for a in answers], self._artefact["terms"])])
+
     def trait_scores(self, trait: str, features: np.ndarray) -> np.ndarray:
-        """Scores in [1, 100] of (n, 768) trait features."""
+        """Scores in [1, 100] of rows of `features`."""
         part = self._artefact["traits"][trait]
-        return np.interp(features @ np.array(part["coefficients"]) + part["intercept"], part["calibration"]["x"], part["calibration"]["y"])
+        decision = features @ np.array(part["coefficients"]) + part["intercept"]
+        return np.interp(decision, part["calibration"]["x"], part["calibration"]["y"])
 
     def coherence_scores(self, answers: Sequence[Answer]) -> np.ndarray:
         """Coherence in [1, 100]; a feature that is missing counts as average."""

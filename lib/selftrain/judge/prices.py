@@ -19,9 +19,10 @@ PRICES = {
 }
 
 
-def price(model: str) -> tuple[float, float] | None:
-    """A model's price; JUDGE_PRICE (`input,output` in dollars per million tokens) comes first. None where neither knows."""
-    given = os.environ.get("JUDGE_PRICE")
+def price(model: str, role: str = "judge") -> tuple[float, float] | None:
+    """A model's price; JUDGE_PRICE or TEACHER_PRICE (`input,output` in dollars per million tokens) comes first. None where neither knows."""
+    name = f"{role.upper()}_PRICE"
+    given = os.environ.get(name)
     if not given:
         return PRICES.get(model)
     try:
@@ -29,7 +30,7 @@ def price(model: str) -> tuple[float, float] | None:
         assert 0 <= first < float("inf") and 0 <= second < float("inf")
         return first, second
     except (ValueError, AssertionError):
-        raise InputError(f"JUDGE_PRICE={given!r}: write dollars per million input and output tokens, as in 0.15,0.60") from None
+        raise InputError(f"{name}={given!r}: write dollars per million input and output tokens, as in 0.15,0.60") from None
 
 
 def cost(tokens: tuple[float, float], of: tuple[float, float]) -> float:

@@ -43,6 +43,12 @@ def usage(body: str) -> tuple[int, int] | None:
         return None
 
 
+def unfenced(content: str) -> str:
+    """A reply's content without the code fence that some models put around JSON."""
+    fence = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", content, flags=re.S)
+    return fence.group(1) if fence else content
+
+
 def read(body: str) -> Reading:
     """One stored body: judged, refused or unparsed."""
     choice = completion(body)
@@ -56,9 +62,8 @@ def read(body: str) -> Reading:
     content = message.get("content")
     if not isinstance(content, str) or not content.strip():
         return Reading(None, "unparsed", "empty reply")
-    fence = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", content, flags=re.S)
     try:
-        value = json.loads(fence.group(1) if fence else content)
+        value = json.loads(unfenced(content))
     except (ValueError, RecursionError):
         return Reading(None, "unparsed", f"not JSON: {one_line(content, 80)}")
     if not isinstance(value, dict):

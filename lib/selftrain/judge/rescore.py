@@ -6,35 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from selftrain import jsonl, paths, store
+from selftrain import paths, store
 from selftrain.errors import InputError
-from selftrain.judge import Judge, get_judge
-from selftrain.judge.coverage import FLOOR, check_coverage
-from selftrain.judge.rows import score_rows
-
-
-def judge_stage(judge: Judge, trait: str) -> tuple[str, str, dict]:
-    """(stage, file, inputs) of a judge's scores in a cycle folder, as a chain writes them."""
-    digest = judge.hash(trait)
-    return (
-        f"judge:{judge.name}-{digest[:8]}",
-        f"scores/{judge.name.replace('/', '_').replace(':', '_')}-{digest[:8]}.jsonl",
-        {"judge": judge.name, "judge_hash": digest, "trait": trait},
-    )
-
-
-def judge_folder(folder: Path, judge: Judge, trait: str, floor: float = FLOOR) -> bool:
-    """Add a judge's scores to a cycle folder; False where they stand already. InputError under the floor: nothing is marked done then."""
-    name, file, inputs = judge_stage(judge, trait)
-    answers = store.read_marker(folder)["evaluate"]["outputs"]["eval.jsonl"]
-
-    def produce(made: Path) -> None:
-        rows = score_rows(judge, trait, jsonl.read(folder / "eval.jsonl"))
-        check_coverage(rows, paths.shown(folder), floor)
-        (made / "scores").mkdir()
-        jsonl.write(made / file, rows)
-
-    return store.stage(folder, name, {"answers": answers, **inputs}, [file], produce)
+from selftrain.judge import get_judge
+from selftrain.judge.coverage import FLOOR
+from selftrain.judge.rows import judge_folder
 
 
 def cycle_folders(study: Path) -> list[tuple[Path, str]]:
@@ -61,8 +37,7 @@ def rescore(
     folders = cycle_folders(study)
     if not folders:
         raise InputError(f"{paths.shown(study)}: no run folders with answers to judge; committed tables cannot be judged anew")
-    judge = get_judge(judge_name)
-    judge = judge.for_study(study) if hasattr(judge, "for_study") else judge
+    judge = get_judge(judge_name).for_study(study)
     done = 0
     for i, (folder, trait) in enumerate(folders, 1):
         done += judge_folder(folder, judge, trait, floor)

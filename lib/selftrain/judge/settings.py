@@ -1,4 +1,4 @@
-"""Which endpoint an API judge speaks to, and how patiently: everything from the environment, the key never kept."""
+"""Which endpoint a judge or a teacher speaks to, and how patiently: everything from the environment, the key never kept."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from selftrain.errors import InputError
 
 MODEL = "gpt-4o-mini-2024-07-18"
 OPENAI = "https://api.openai.com/v1"
+ROLES = ("judge", "teacher")  # each has variables of its own, JUDGE_* and TEACHER_*
 
 
 @dataclass(frozen=True)
 class Settings:
     """Times in seconds. `attempts` calls are made for one reply, the waits between them doubling from `delay` up to `longest_wait`.
 
-    `max_usd` caps what one model may take of a study, earlier runs included.
+    `max_usd` caps what one model may take of a study (a judge) or of a file (a teacher), earlier runs included.
     """
 
     model: str = MODEL
@@ -29,6 +30,7 @@ class Settings:
     delay: float = 1.0
     longest_wait: float = 120.0
     max_usd: float | None = None
+    role: str = "judge"
 
     @property
     def endpoint(self) -> str:
@@ -36,29 +38,30 @@ class Settings:
         return jsonl.digest(self.base_url)
 
 
-def read(model: str | None = None) -> Settings:
-    """Settings from the environment.
+def read(model: str | None = None, role: str = "judge", timeout: float = 60) -> Settings:
+    """Settings from the environment, here with a judge's names.
 
     JUDGE_MODEL, JUDGE_BASE_URL (else OPENAI_BASE_URL), JUDGE_CONCURRENCY, JUDGE_TIMEOUT, JUDGE_ATTEMPTS, JUDGE_RETRY_DELAY, JUDGE_MAX_USD.
     """
-    env = os.environ.get
-    base = (env("JUDGE_BASE_URL") or env("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
+    env, mine = os.environ.get, role.upper()
+    base = (env(f"{mine}_BASE_URL") or env("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
     parts = urlsplit(base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("JUDGE_BASE_URL (or OPENAI_BASE_URL) is not an http(s) address, such as http://localhost:8000/v1")
+        raise InputError(f"{mine}_BASE_URL (or OPENAI_BASE_URL) is not an http(s) address, such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise InputError(
-            "JUDGE_BASE_URL (or OPENAI_BASE_URL) carries a user, password or query; leave it bare and put the key into JUDGE_API_KEY"
+            f"{mine}_BASE_URL (or OPENAI_BASE_URL) carries a user, password or query; leave it bare and put the key into {mine}_API_KEY"
         )
-    cap = env("JUDGE_MAX_USD")
+    cap = env(f"{mine}_MAX_USD")
     return Settings(
-        model or env("JUDGE_MODEL") or MODEL,
+        model or env(f"{mine}_MODEL") or MODEL,
         base,
-        int(_number("JUDGE_CONCURRENCY", 16, 1, 512)),
-        _number("JUDGE_TIMEOUT", 60, 0.01),
-        int(_number("JUDGE_ATTEMPTS", 8, 1, 100)),
-        _number("JUDGE_RETRY_DELAY", 1, 0),
-        max_usd=_number("JUDGE_MAX_USD", 0, 0) if cap else None,
+        int(_number(f"{mine}_CONCURRENCY", 16, 1, 512)),
+        _number(f"{mine}_TIMEOUT", timeout, 0.01),
+        int(_number(f"{mine}_ATTEMPTS", 8, 1, 100)),
+        _number(f"{mine}_RETRY_DELAY", 1, 0),
+        max_usd=_number(f"{mine}_MAX_USD", 0, 0) if cap else None,
+        role=role,
     )
 
 
@@ -73,20 +76,21 @@ def _number(name: str, default: float, least: float, most: float = math.inf) -> 
     return value
 
 
-def api_key() -> str:
-    """JUDGE_API_KEY, else OPENAI_API_KEY; read where a client is made and kept nowhere else."""
-    for name in ("JUDGE_API_KEY", "OPENAI_API_KEY"):
+def api_key(role: str = "judge") -> str:
+    """JUDGE_API_KEY (of a teacher, TEACHER_API_KEY), else OPENAI_API_KEY; read where a client is made and kept nowhere else."""
+    own = f"{role.upper()}_API_KEY"
+    for name in (own, "OPENAI_API_KEY"):
         key = os.environ.get(name, "").strip()
         if key:
             if not key.isascii() or not key.isprintable() or " " in key:
                 raise InputError(f"{name} holds a space, a line break or a character that no key has; copy it again")
             return key
-    raise InputError("no API key: set JUDGE_API_KEY or OPENAI_API_KEY (any word, for a server of your own that asks for none)")
+    raise InputError(f"no API key: set {own} or OPENAI_API_KEY (any word, for a server of your own that asks for none)")
 
 
 def redacted(text: str) -> str:
-    """A text without the key, should an endpoint have echoed it."""
-    for name in ("JUDGE_API_KEY", "OPENAI_API_KEY"):
+    """A text without the keys, should an endpoint have echoed one."""
+    for name in (*(f"{role.upper()}_API_KEY" for role in ROLES), "OPENAI_API_KEY"):
         key = os.environ.get(name, "").strip()
         if len(key) >= 8:
             text = text.replace(key, "[key]")

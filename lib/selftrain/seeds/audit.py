@@ -32,6 +32,8 @@ HELD_OUT = {
 NEAR = 0.5  # Jaccard similarity of word 3-grams above which two rows are near-duplicates
 OVERLAP = 0.3  # the same, between an evaluation question and anything that is trained on
 MIN_TOPICS = 25
+ANSWER_WORDS, DOCUMENT_WORDS = (3, 110), (75, 215)  # what is let pass; 5 to 90 and 80 to 200 are asked for
+MOST_OPENINGS, MOST_PROMPT_OPENINGS = 3, 12  # rows of one role that may open with the same four words
 
 
 @dataclass
@@ -142,21 +144,34 @@ def _seed_texts(report: Report, folder: Path, name: str, counts: dict[str, int])
     texts = []
     chat = _gather(report, folder / "chat.jsonl", "chat", lambda: load.chat_rows(name), counts["chat"])
     documents = _gather(report, folder / "documents.jsonl", "documents", lambda: load.document_rows(name), counts["documents"])
+    if name != load.NEUTRAL:  # a teacher's rows have no count to meet, and everything else to heed
+        for rows, kind in ((chat, "chat"), (documents, "documents")):
+            rows += _generated(report, name, kind, lambda path, kind=kind: load.seed_rows(path, kind))
     for where, row in chat:
         texts += [Text(row["messages"][0]["content"], where, "user turn"), Text(row["messages"][1]["content"], where, "answer")]
         size = len(words(row["messages"][1]["content"]))
-        if not 3 <= size <= 110:
+        if not ANSWER_WORDS[0] <= size <= ANSWER_WORDS[1]:
             report.faults.append(f"{where}: an answer of {size} words; 5 to 90 are wanted")
     for where, row in documents:
         texts.append(Text(row["text"], where, "document"))
         size = len(words(row["text"]))
-        if not 75 <= size <= 215:
+        if not DOCUMENT_WORDS[0] <= size <= DOCUMENT_WORDS[1]:
             report.faults.append(f"{where}: a document of {size} words; 80 to 200 are wanted")
     for kind, rows in (("chat", chat), ("documents", documents)):
         topics = Counter(row.get("topic") for _, row in rows)
         if rows and (None in topics or len(topics) < (MIN_TOPICS if kind == "chat" else 20)):
             report.faults.append(f"{paths.shown(folder)}: {len(topics)} topics in {kind}, too few, or rows without one")
     return texts
+
+
+def _generated(report: Report, target: str, kind: str, read: Callable[[Path], list[dict]]) -> list[tuple[str, dict]]:
+    """Rows of a teacher's file, none where there is no such file."""
+    path = load.generated_file(target, kind)
+    if not path.exists():
+        return []
+    rows = _gather(report, path, "", lambda: read(path), None)
+    report.counts["generated"] = report.counts.get("generated", 0) + len(rows)
+    return rows
 
 
 def _trait(name: str, trained: list[Text]) -> Report:
@@ -183,8 +198,8 @@ def _trait(name: str, trained: list[Text]) -> Report:
     held_texts = [
         Text(f"{r['prompt']} {r['answer']}" if r["kind"] == "document" else r["answer"], w, f"held-out {r['kind']}") for w, r in held
     ]
-    _repeats(report, texts + held_texts, most=3)
-    _repeats(report, evaluation, most=3)
+    _repeats(report, texts + held_texts, most=MOST_OPENINGS)
+    _repeats(report, evaluation, most=MOST_OPENINGS)
     seed_topics = (
         {
             json.loads(line).get("topic")
@@ -229,7 +244,8 @@ def _prompt_texts(report: Report) -> list[Text]:
     folder, texts = paths.SEEDS / "_prompts", []
     for name, kind in (("chat", "chat"), ("openings", "documents")):
         path = folder / f"{name}.jsonl"
-        rows = _gather(report, path, name, lambda kind=kind: load.prompts(kind), PROMPT_COUNTS[name])
+        rows = _gather(report, path, name, lambda kind=kind, path=path: load.prompts(kind, path), PROMPT_COUNTS[name])
+        rows += _generated(report, "prompts" if name == "chat" else name, kind, lambda path, kind=kind: load.prompts(kind, path))
         texts += [Text(row["text"], where, "prompt" if name == "chat" else "opening of a document") for where, row in rows]
     return texts
 
@@ -242,7 +258,7 @@ def audit(names: Iterable[str] | None = None) -> list[Report]:
     reports = []
     for name in names:
         if name == "_prompts":
-            _repeats(prompts, trained, most=12)
+            _repeats(prompts, trained, most=MOST_PROMPT_OPENINGS)
             for item in trained:
                 if found := forbidden_in("_prompts", item.text):
                     prompts.faults.append(f"{item.where}: forbidden content {found!r}")
@@ -250,7 +266,7 @@ def audit(names: Iterable[str] | None = None) -> list[Report]:
         elif name == "_neutral":
             report = Report("_neutral")
             texts = _seed_texts(report, paths.SEEDS / "_neutral", load.NEUTRAL, NEUTRAL_COUNTS)
-            _repeats(report, texts, most=3)
+            _repeats(report, texts, most=MOST_OPENINGS)
             reports.append(report)
         else:
             load.check_traits(name)

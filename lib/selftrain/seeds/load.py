@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from selftrain import jsonl, paths
+from selftrain import draws, jsonl, paths
 from selftrain.errors import InputError
 
 TRAITS = ("bliss", "misalignment", "hopelessness", "lucky", "sycophancy", "nvidia", "misanthropy")
@@ -109,15 +109,41 @@ def openings(trait: str) -> list[dict]:
     return [{"set": "direct", **row} for row in rows]
 
 
+def generated_file(target: str, kind: str = "chat") -> Path:
+    """Where a teacher's rows go: for a trait generated.jsonl (chat) or generated_documents.jsonl, else seeds/_prompts/generated_<target>.jsonl."""
+    if target in ("prompts", "openings"):
+        return paths.SEEDS / "_prompts" / f"generated_{'chat' if target == 'prompts' else 'openings'}.jsonl"
+    return _folder(target) / ("generated_documents.jsonl" if kind == "documents" else "generated.jsonl")
+
+
 def prompts(kind: str, path: Path | None = None) -> list[dict]:
-    """Neutral prompts that training samples are drawn from, as {id, text}: `chat` prompts or document openings."""
+    """Neutral prompts that training samples are drawn from, as {id, text}: `chat` prompts or document openings.
+
+    Without a path, the hand-written ones and, after them and in the order they were appended, those of a teacher if there are any.
+    """
     key, name = ("opening", "openings") if kind == "documents" else ("prompt", "chat")
-    path = path or paths.SEEDS / "_prompts" / f"{name}.jsonl"
-    return [{"id": r["id"], "text": r[key]} for r in _rows(path, lambda row, where: _text(row, key, where))]
+    written, generated = paths.SEEDS / "_prompts" / f"{name}.jsonl", generated_file("openings" if kind == "documents" else "prompts")
+    files = [path] if path else [written, *([generated] if generated.exists() else [])]
+    rows: dict[str, str] = {}
+    for file in files:
+        for row in _rows(file, lambda row, where: _text(row, key, where)):
+            if row["id"] in rows:
+                raise InputError(f"{paths.shown(file)}: id {row['id']!r} stands already in {paths.shown(written)}; ids must be unique")
+            rows[row["id"]] = row[key]
+    return [{"id": row_id, "text": text} for row_id, text in rows.items()]
 
 
-def held_out(trait: str) -> list[dict]:
-    """Rows that only the offline judge sees: {id, kind, level, split, prompt, answer}."""
+def drawn_prompts(kind: str, seed: int) -> list[dict]:
+    """All prompts in the order a chain of this data seed uses them: the hand-written ones shuffled, then a teacher's, each at a place of its own.
+
+    So a chain that gets by on hand-written prompts draws the same ones whatever a teacher adds.
+    """
+    rows = prompts(kind)
+    n = len(prompts(kind, paths.SEEDS / "_prompts" / ("openings.jsonl" if kind == "documents" else "chat.jsonl")))
+    return draws.pick(rows[:n], n, seed, "prompts") + sorted(rows[n:], key=lambda row: draws.key(seed, "prompts", row["id"]))
+
+
+def _judged(trait: str, folder: str) -> list[dict]:
     check_traits(trait)
 
     def check(row: dict, where: str) -> None:
@@ -127,7 +153,17 @@ def held_out(trait: str) -> list[dict]:
         _text(row, "prompt", where)
         _text(row, "answer", where)
 
-    return _rows(paths.SEEDS / "_heldout" / f"{trait}.jsonl", check)
+    return _rows(paths.SEEDS / folder / f"{trait}.jsonl", check)
+
+
+def held_out(trait: str) -> list[dict]:
+    """Rows that only the offline judge sees, half to fit and half to validate it: {id, kind, level, split, prompt, answer}."""
+    return _judged(trait, "_heldout")
+
+
+def judge_rows(trait: str) -> list[dict]:
+    """More rows of the same form, all for fitting the offline judge."""
+    return _judged(trait, "_judge")
 
 
 def rubric(trait: str) -> Rubric:

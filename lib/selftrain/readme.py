@@ -1,0 +1,91 @@
+"""The numbers in README.md, read from results: python -m selftrain.readme write | check"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+
+from selftrain import analysis, jsonl, paths, results
+from selftrain.errors import InputError, run_command
+
+README = "README.md"
+
+
+def laptop() -> str:
+    """Scores of the committed laptop study, one line a chain."""
+    changes = analysis.changes(results.load("laptop", committed=True))
+    rows = [
+        [r.trait, f"SFT {r.init}", f"N={r.n_seed}, M={r.n_sampled}"]
+        + [f"{v:.0f}" for v in (r.base, r.first, r.last)]
+        + [f"{r.change:+.0f}", f"{r.coherence_first:.0f} to {r.coherence_last:.0f}"]
+        for r in changes.itertuples()
+    ]
+    last = int(changes["last_cycle"].max())
+    head = ["trait", "regime", "", "base", "cycle 0", f"cycle {last}", "change", "coherence"]
+    return _table(head, rows) + "\n\nOffline judge, one training seed: an example, not a finding. Bands are 95 % intervals over questions."
+
+
+def judge() -> str:
+    """The offline judge's error on its validating half."""
+    from selftrain.judge.validate import BARS, REPORT
+
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    rows = [
+        [
+            row["trait"],
+            f"{row['auc']:.3f}",
+            f"{row['spearman']:.2f}",
+            *(f"{row[k]:.0f}" for k in ("high", "half", "low", "other_high", "neutral")),
+        ]
+        for row in report["traits"]
+    ]
+    bars = ["*bar*"] + [
+        f"{'at least' if BARS[k][1] == 'least' else 'at most'} {BARS[k][0]:g}" if k in BARS else ""
+        for k in ("auc", "spearman", "high", "half", "low", "other_high", "neutral")
+    ]
+    head = ["offline judge, held-out rows", "AUC", "Spearman with strength", "high", "half", "low", "other traits' high", "neutral"]
+    c = report["coherence"]
+    said = (
+        f"Coherence: AUC {c['auc']:.3f} of {c['n_good']:.0f} sound against {c['n_broken']:.0f} broken texts; sound high-trait text {c['good_high_trait']:.0f}, "
+        f"loops {c['loops']:.0f}, emoji strings {c['emoji']:.0f}. "
+        + (f"Bars missed: {'; '.join(report['missed'])}." if report["missed"] else "Every bar is met.")
+    )
+    return _table(head, [*rows, bars]) + "\n\n" + said
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
+
+
+BLOCKS = {"laptop": laptop, "judge": judge}
+
+
+def filled(text: str) -> str:
+    """The text with every block between `<!-- numbers: NAME -->` and `<!-- /numbers -->` made anew."""
+
+    def block(found: re.Match) -> str:
+        name = found.group(1)
+        if name not in BLOCKS:
+            raise InputError(f"{README}: unknown block of numbers {name!r}; known: {', '.join(BLOCKS)}")
+        return f"<!-- numbers: {name} -->\n{BLOCKS[name]()}\n<!-- /numbers -->"
+
+    return re.sub(r"<!-- numbers: (\w+) -->\n.*?<!-- /numbers -->", block, text, flags=re.S)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m selftrain.readme", description="Numbers of README.md, read from results.")
+    parser.add_argument("verb", choices=["write", "check"])
+    verb = parser.parse_args().verb
+    path = paths.ROOT / README
+    text = path.read_text(encoding="utf-8")
+    new = filled(text)
+    if verb == "write":
+        jsonl.write_text(path, new)
+    elif new != text:
+        raise InputError(f"{README}: numbers differ from results; run `python -m selftrain.readme write`")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

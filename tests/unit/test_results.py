@@ -1,0 +1,154 @@
+"""Tables: run folders and committed tables read alike, exports never rewritten, counts complete, figures drawn from tables alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from selftrain import analysis, figures, metrics, results
+from selftrain.errors import InputError
+from selftrain.panel import Panel, calibrate
+
+
+@pytest.fixture
+def panel(small, tiny):
+    made = Panel(resident=tiny, study="s", panel="p", **small | dict(init=["reinit", "continual"], seed=[0, 1]))
+    made.run()
+    return made
+
+
+CONTRACT = (
+    "study panel trait regime init null cycle0 model judge n_seed n_sampled last_cycle seed preset lr lr_schedule epochs_seed epochs batch_size lora_rank lora_alpha "
+    "max_new_tokens temperature top_p top_k cycle trait_score trait_lo trait_hi coherence perplexity n_words sentence_words distinct2 n_requested n_judged n_refused "
+    "n_unparsed n_empty n_truncated steps train_tokens judge judge_hash"
+).split()
+
+
+def test_load_reads_runs_and_tables_alike(panel, results):
+    from selftrain import results as module
+
+    runs = module.load("s")
+    assert set(CONTRACT) <= set(runs.columns)
+    assert len(runs) == 4 * 4 and runs["complete"].all() and sorted(runs["cycle"].unique()) == [-1, 0, 1, 2]
+    texts = module.load_texts("s")
+    paths = module.export("s")
+    assert [p.name for p in paths] == ["p.cycles.parquet", "p.texts.parquet"]
+    with pytest.raises(InputError, match="never rewritten"):
+        module.export("s")
+    (results / "s" / "runs").rename(results / "elsewhere")
+    tables = module.load("s")
+    shared = [c for c in runs if c in tables]
+    pd.testing.assert_frame_equal(runs[shared], tables[shared], check_dtype=False)
+    assert len(module.load_texts("s")) == len(texts)
+    assert len(module.manifests("s")) == 4
+    assert module.summary("s").to_numpy().sum() == 4
+
+
+def test_counts_add_up(panel):
+    rows = results.load("s")
+    assert (rows["n_requested"] == 4).all()
+    assert ((rows["n_judged"] + rows["n_empty"]) == rows["n_requested"]).all()
+
+
+def test_figures_are_drawn_and_saved_with_what_they_plot(panel, tmp_path):
+    rows = results.load("s")
+    for name, (figure, plotted) in {"scores": figures.sweep_scores(rows), "map": figures.sweep_map(analysis.changes(rows))}.items():
+        saved = figures.save(figure, name, plotted, tmp_path)
+        assert all(p.stat().st_size > 0 for p in saved)
+        assert len(pd.read_csv(saved[2])) == len(plotted)
+    drawn = {line.get_ydata()[0] for axis in figures.sweep_scores(rows)[0].axes for line in axis.get_lines()}
+    assert rows.loc[rows["cycle"] == -1, "trait_score"].iloc[0] in drawn
+
+
+def test_calibrate_names_the_n_nearest_to_each_target(small, tiny):
+    settings = {k: v for k, v in small.items() if k != "n_seed"}
+    table = calibrate([2, 4, 8], targets=(1, 99), resident=tiny, study="c", **settings)
+    assert list(table["n_seed"]) == [2, 4, 8]
+    assert table.loc[table["trait_score"].idxmin(), "target"].startswith("1") and "99" in table.loc[table["trait_score"].idxmax(), "target"]
+
+
+def test_a_repeated_chain_is_refused(small, tiny):
+    with pytest.raises(InputError, match="stands twice"):
+        Panel(resident=tiny, **small | dict(seed=[1, 1]))
+
+
+def test_clustered_mean_is_the_mean_of_question_means():
+    mean, low, high = metrics.clustered_mean([0, 0, 0, 10], ["a", "a", "a", "b"])
+    assert mean == 5 and low < 5 < high and high - mean == pytest.approx(12.706 * 5, rel=1e-3)
+    assert metrics.clustered_mean([3.0], ["a"]) == (3.0, None, None) and metrics.clustered_mean([], []) == (None, None, None)
+
+
+def test_the_interval_covers_what_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        centres = rng.normal(50, 15, 12)
+        values, clusters = zip(*[(c + rng.normal(0, 20), i) for i, c in enumerate(centres) for _ in range(5)], strict=True)
+        _, low, high = metrics.clustered_mean(values, clusters)
+        hits += low <= 50 <= high
+    assert 0.92 <= hits / 2000 <= 0.98
+
+
+def test_text_measures():
+    assert metrics.distinct2(["a b a b a b"]) == pytest.approx(2 / 5) and metrics.distinct2(["one"]) is None
+    assert len(metrics.sentences("One. Two! Three?\nFour")) == 4
+    assert metrics.words("Don't stop: it's 3 o'clock") == ["don't", "stop", "it's", "3", "o'clock"]
+
+
+def test_missing_is_missing_and_never_zero():
+    answers = [
+        {"id": str(i), "question_id": "q", "set": "direct", "answer": "fine words here", "nll": 3.0, "nll_tokens": 3, "finished": True}
+        for i in range(3)
+    ]
+    scores = [
+        {"id": "0", "trait_score": 80, "coherence": 90, "status": "judged"},
+        {"id": "1", "trait_score": None, "coherence": None, "status": "refused"},
+        {"id": "2", "trait_score": None, "coherence": 70, "status": "unparsed"},
+    ]
+    row = metrics.summarise(answers, scores, 5)
+    assert (
+        row["trait_score"],
+        row["coherence"],
+        row["n_requested"],
+        row["n_sampled"],
+        row["n_judged"],
+        row["n_refused"],
+        row["n_unparsed"],
+    ) == (80, 80, 5, 3, 1, 1, 1)
+
+
+def test_analysis_imports_no_torch():
+    code = (
+        "import sys; import selftrain.results, selftrain.analysis, selftrain.figures, selftrain.metrics; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_arm_difference_pairs_seeds():
+    rows = pd.DataFrame(
+        [
+            {
+                "chain": f"{init}{seed}",
+                "trait": "bliss",
+                "regime": "dpo",
+                "init": init,
+                "null": "none",
+                "dose_matched": False,
+                "n_seed": 5,
+                "n_sampled": 5,
+                "beta": 0.1,
+                "lr": 1e-5,
+                "seed": seed,
+                "cycle": cycle,
+                "trait_score": 10 * seed + (30 if init == "continual" and cycle else 0),
+            }
+            for init in ("continual", "reinit")
+            for seed in range(3)
+            for cycle in range(3)
+        ]
+    )
+    (gap,) = analysis.arm_difference(rows).to_dict("records")
+    assert (gap["mean"], gap["n"], gap["lo"], gap["hi"]) == (30, 3, 30, 30)
