@@ -290,11 +290,13 @@ def test_prompts_of_a_teacher_do_not_change_what_a_chain_draws(kind, copy):
     before, added = seeds.drawn_prompts(kind, 7), [{"id": f"g-{i}", key: f"Boat number {i}"} for i in range(30)]
     assert before == draws.pick(seeds.prompts(kind), 40, 7, "prompts")
     path = copy / "_prompts" / f"generated_{name}.jsonl"
+    first = None
     for n in (10, 30):
         path.write_text("".join(json.dumps(r) + "\n" for r in added[:n]))
         drawn = seeds.drawn_prompts(kind, 7)
         assert drawn[:40] == before and len(drawn) == 40 + n
-        assert [r["id"] for r in drawn[40:] if int(r["id"][2:]) < 10] == (first := [r["id"] for r in drawn[40:]][:10] if n == 10 else first)
+        early = [r["id"] for r in drawn[40:] if int(r["id"][2:]) < 10]  # rows that come later go between them, and change no order
+        assert early == (first := first or early)
     assert seeds.drawn_prompts(kind, 8)[40:] != drawn[40:]
 
 
@@ -309,16 +311,15 @@ def test_near_pairs_compare_words_not_characters():
 
 def test_separation_sees_what_is_there_and_nothing_else():
     draw = np.random.default_rng(0)
-    names = np.repeat([*seeds.TRAITS, "neutral"], 20)
+    names = np.repeat([*seeds.TRAITS, "neutral"], 40)
     vectors = draw.normal(size=(len(names), 16)).astype(np.float32)
     vectors[names == "lucky", 3] += 4
     found = embedding.separation(names, vectors).set_index("trait")
-    assert found.loc["lucky"].min() > 0.97 and found.drop("lucky")["against_neutral"].between(0.2, 0.8).all()
+    assert found.loc["lucky"].min() > 0.97 and found.drop("lucky")["against_neutral"].between(0.25, 0.75).all()
     table = pd.DataFrame({"id": range(len(names)), "trait": names, "topic": "x"})
-    for projection in ("PCA", "t-SNE"):
-        figure, plotted = figures_seeds.seed_map(table, vectors, found.reset_index(), projection)
-        assert len(plotted) == len(names) and plotted[["x", "y"]].notna().all().all()
-        assert [a.get_title() for a in figure.axes[:7]] == list(figures.TRAIT_COLOURS)
+    figure, plotted = figures_seeds.seed_map(table, vectors, found.reset_index(), "PCA")
+    assert len(plotted) == len(names) and plotted[["x", "y"]].notna().all().all()
+    assert [a.get_title() for a in figure.axes[:7]] == list(figures.TRAIT_COLOURS)
     with pytest.raises(InputError, match="unknown projection"):
         figures_seeds.seed_map(table, vectors, found.reset_index(), "UMAP")
 
@@ -346,7 +347,7 @@ def test_review_tables():
     near = review.nearest(pd.DataFrame({"id": ["a", "b", "c"], "text": ["one two three four", "one two three five", "six seven eight"]}))
     assert near[["one", "other"]].values.tolist() == [["a", "b"]] and near["similarity"][0] == pytest.approx(1 / 3)
     texts = pd.DataFrame([
-        {"panel": "p", "chain": "c", "cycle": 0, "question_id": q, "sample": 0, "judge": j, "trait_score": s, "coherence": None if q == 2 else 90.0}
+        {"panel": "p", "chain": "c", "cycle": 0, "question_id": q, "sample": 0, "judge": j, "trait_score": s, "coherence": None if q == 2 else 90.0 + q}
         for j, shift in (("local", 0.0), ("openai:x", 5.0)) for q in range(4) for s in [10.0 * q + shift]])  # fmt: skip
     both = review.two_judges(texts)
     assert both.loc["trait_score", ["answers", "mean difference", "rank correlation"]].tolist() == [4, 5, pytest.approx(1)]
