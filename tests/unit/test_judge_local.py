@@ -35,7 +35,9 @@ def test_the_readme_says_what_the_results_say():
 
 def test_rows_to_fit_and_rows_to_validate_are_different_rows():
     for trait in seeds.TRAITS:
-        fitted = {row["answer"] for row in seeds.judge_rows(trait)} | {row["answer"] for row in seeds.held_out(trait) if row["split"] == "fit"}
+        fitted = {row["answer"] for row in seeds.judge_rows(trait)} | {
+            row["answer"] for row in seeds.held_out(trait) if row["split"] == "fit"
+        }
         assert not fitted & {row["answer"] for row in seeds.held_out(trait) if row["split"] == "validate"}
         assert not fitted & {row["messages"][1]["content"] for row in seeds.chat_rows(trait)}
 
@@ -50,7 +52,10 @@ def test_an_unknown_trait_and_a_missing_artefact_are_one_line(tmp_path):
 
 
 def test_breaking_a_text_is_reproducible_and_of_every_kind():
-    sound = [Answer(str(i), "q", "The kettle boils slowly on the old stove while rain taps the window and nobody minds at all.") for i in range(len(KINDS))]
+    sound = [
+        Answer(str(i), "q", "The kettle boils slowly on the old stove while rain taps the window and nobody minds at all.")
+        for i in range(len(KINDS))
+    ]
     one, two = broken(sound, "x"), broken(sound, "x")
     assert one == two and [kind for kind, _ in one] == list(KINDS) and len({a.answer for _, a in one}) == len(KINDS)
 

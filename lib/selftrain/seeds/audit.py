@@ -250,6 +250,21 @@ def _prompt_texts(report: Report) -> list[Text]:
     return texts
 
 
+def _user_turns() -> list[Text]:
+    """Every user turn of every seed set that can be read; a file that cannot is reported with its own trait."""
+    texts = []
+    for name in (*load.TRAITS, load.NEUTRAL):
+        try:
+            path = paths.SEEDS / ("_neutral" if name == load.NEUTRAL else name) / "chat.jsonl"
+            texts += [
+                Text(row["messages"][0]["content"], where, "user turn")
+                for where, row in _located(path, lambda name=name: load.chat_rows(name))
+            ]
+        except InputError:
+            continue
+    return texts
+
+
 def audit(names: Iterable[str] | None = None) -> list[Report]:
     """Audit the traits named (default: all seven, the neutral set and the prompts); a report each."""
     names = list(names or (*load.TRAITS, "_neutral", "_prompts"))
@@ -262,6 +277,10 @@ def audit(names: Iterable[str] | None = None) -> list[Report]:
             for item in trained:
                 if found := forbidden_in("_prompts", item.text):
                     prompts.faults.append(f"{item.where}: forbidden content {found!r}")
+            seeded = _user_turns()
+            for i, j, similarity in near_pairs([item.text for item in trained], [item.text for item in seeded]):
+                prompts.overlaps += 1
+                prompts.faults.append(f"{trained[i].where}: near-duplicate ({similarity:.2f}) of the seed row at {seeded[j].where}")
             reports.append(prompts)
         elif name == "_neutral":
             report = Report("_neutral")
