@@ -33,7 +33,7 @@ figures: setup
 	$(RUN) selftrain.study figures $(STUDY)
 
 test: models
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile
 
 lint: setup
 	$(RUN) ruff check lib tests

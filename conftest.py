@@ -1,16 +1,28 @@
-"""Which notebooks pytest runs: those whose model is there."""
+"""Where tests and notebooks under test read and write: a copy of the committed tables, never the user's own results and figures."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SELFTRAIN_BATCH", "1")
-os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-
-MODELS = Path(os.environ.get("SELFTRAIN_MODELS", Path(__file__).parent / ".models"))
+ROOT = Path(__file__).parent
+MODELS = Path(os.environ.get("SELFTRAIN_MODELS", ROOT / ".models"))
 NEEDS = {"11_sdf.ipynb": "gemma-3-270m"}
+
+scratch = Path(tempfile.mkdtemp(prefix="selftrain-tests-"))
+atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+for tables in ROOT.glob("results/*/tables"):
+    shutil.copytree(tables, scratch / tables.relative_to(ROOT))
+os.environ |= {
+    "SELFTRAIN_RESULTS": str(scratch / "results"),
+    "SELFTRAIN_FIGURES": str(scratch / "figures"),
+    "SELFTRAIN_BATCH": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
 
 
 def pytest_ignore_collect(collection_path, config):
