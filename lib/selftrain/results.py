@@ -56,13 +56,14 @@ def _run_rows(folder: Path, manifest: dict) -> list[dict]:
     requested = len(manifest["evaluation"]) * manifest["config"]["n_answers"]
     rows = []
     for cycle, path in _cycles(folder):
-        for scores in sorted(path.glob("scores/*.jsonl")):
+        for scores in sorted(path.glob("scores/*.jsonl"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
             rows.append({**settings, "cycle": cycle, **metrics.cycle_row(path, str(scores.relative_to(path)), requested)})
     return rows
 
 
 def load(folder: str | Path = "laptop", judge: str | None = None, committed: bool = False) -> pd.DataFrame:
-    """All chains of a study, one row a (chain, cycle), the base as cycle -1; `judge` picks one where several have scored.
+    """All chains of a study, one row a (chain, cycle), the base as cycle -1; `judge` picks one where several have scored,
+    else the one that scored a chain first; of one judge's versions the newest is taken.
 
     `committed` reads the committed tables alone. Otherwise a chain that has a run folder is read from there, any other from results/<study>/tables. InputError where nothing is there.
     """
@@ -79,10 +80,13 @@ def load(folder: str | Path = "laptop", judge: str | None = None, committed: boo
     if not frames:
         raise InputError(f"{paths.shown(study)}: neither run folders nor tables; run the study first")
     table = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
-    if judge is not None:
+    if judge is None:
+        table = table[table["judge"] == table.groupby("chain")["judge"].transform("first")]
+    else:
         table = table[(table["judge"] == judge) | table["judge"].str.startswith(f"{judge}:")]
-        if table.empty:
-            raise InputError(f"{paths.shown(study)}: judge {judge!r} has scored nothing here; run `python -m selftrain.judge rescore`")
+    if table.empty:
+        raise InputError(f"{paths.shown(study)}: judge {judge!r} has scored nothing here; run `python -m selftrain.judge rescore`")
+    table = table.drop_duplicates(["chain", "cycle"], keep="last")
     return table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True)
 
 
@@ -102,13 +106,14 @@ def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
             frames.append(table)
     if not frames:
         raise InputError(f"{paths.shown(study)}: no texts; run the study first")
-    return pd.concat(frames, ignore_index=True)
+    texts = pd.concat(frames, ignore_index=True)
+    return texts.drop_duplicates(["chain", "cycle", "question_id", "sample", "judge"], keep="last").reset_index(drop=True)
 
 
 def _text_rows(path: Path, names: dict) -> list[dict]:
     answers = jsonl.read(path / "eval.jsonl")
     out = []
-    for scores in sorted(path.glob("scores/*.jsonl")):
+    for scores in sorted(path.glob("scores/*.jsonl"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
         by_id = {row["id"]: row for row in jsonl.read(scores)}
         out += [
             {**names, **{k: a[k] for k in TEXT_COLUMNS}, **{k: by_id[a["id"]][k] for k in ("trait_score", "coherence", "status", "judge")}}

@@ -152,3 +152,28 @@ def test_arm_difference_pairs_seeds():
     )
     (gap,) = analysis.arm_difference(rows).to_dict("records")
     assert (gap["mean"], gap["n"], gap["lo"], gap["hi"]) == (30, 3, 30, 30)
+
+
+def test_a_second_judge_stands_beside_the_first_and_a_newer_version_replaces_an_older(panel, letters, monkeypatch):
+    from selftrain.judge import Judge, Score, rescore
+
+    class Other(Judge):
+        name, version = "other", "1" * 16
+
+        def hash(self, trait):
+            return self.version
+
+        def score(self, trait, answers, progress=None):
+            return [Score(float(self.version[0]), 50.0) for _ in answers]
+
+    from selftrain import judge as judges
+
+    monkeypatch.setitem(judges._judges, "other", Other())
+    before = results.load("s")
+    assert rescore.rescore("s", "other")[0] > 0 and rescore.rescore("s", "other")[0] == 0
+    pd.testing.assert_frame_equal(results.load("s"), before)
+    assert set(results.load("s", judge="other")["trait_score"].dropna()) == {1.0}
+    judges._judges["other"].version = "2" * 16
+    rescore.rescore("s", "other")
+    newer = results.load("s", judge="other")
+    assert set(newer["trait_score"].dropna()) == {2.0} and len(newer) == len(before)
