@@ -154,7 +154,7 @@ def nll(
     resident: Resident, rows: Sequence[dict[str, list[int]]], *, base: bool = True, batch_size: int | None = None
 ) -> list[tuple[float, int]]:
     """Summed negative log-likelihood in nats and number of scored tokens of each {input_ids, labels} row, under the base model or with the adapter."""
-    size = batch_size or (8 if resident.device.type == "cpu" else 64)
+    size = batch_size or (8 if resident.device.type == "cpu" else 16)
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     with resident.as_base() if base else contextlib.nullcontext():
