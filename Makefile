@@ -1,6 +1,8 @@
 # make reproduce   runs the laptop study (real models, real training, no GPU, no key) and draws its figures
+# make figures     draws every figure again and executes the analysis notebooks, from stored results alone
+# make site        sets stored results, figures and executed notebooks as pages in site/, for a browser; executes nothing
 # make test        runs every test
-# Both set up what they need: a virtual environment in .venv, the pinned packages, the embedded models.
+# They set up what they need: a virtual environment in .venv, the pinned packages, the embedded models.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +11,7 @@ BIN     = $(VENV)/bin
 RUN     = $(BIN)/python -m
 STAMP   = $(VENV)/.installed
 
-.PHONY: help setup models reproduce figures test lint lab clean
+.PHONY: help setup models reproduce figures site test lint lab clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,7 +32,11 @@ reproduce: models
 	$(RUN) selftrain.study run $(STUDY)
 
 figures: setup
-	$(RUN) selftrain.study figures $(STUDY)
+	$(RUN) selftrain.study figures
+	$(RUN) selftrain.readme write
+
+site: setup
+	$(RUN) selftrain.site build
 
 test: models
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile

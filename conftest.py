@@ -19,6 +19,7 @@ for tables in ROOT.glob("results/*/tables"):
 os.environ |= {
     "SELFTRAIN_RESULTS": str(scratch / "results"),
     "SELFTRAIN_FIGURES": str(scratch / "figures"),
+    "SELFTRAIN_EXECUTED": str(scratch / "executed"),
     "SELFTRAIN_BATCH": "1",
     "HF_HUB_OFFLINE": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from scipy import stats
 
-SETTINGS = ["study", "panel", "trait", "regime", "init", "null", "model", "n_seed", "n_sampled", "beta", "seed"]
+SETTINGS = ["study", "panel", "trait", "regime", "init", "null", "dose_matched", "model", "lr", "n_seed", "n_sampled", "beta", "seed"]
+PAIRING = ["trait", "regime", "n_seed", "n_sampled", "beta", "lr", "seed"]
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -46,24 +47,23 @@ def mean_interval(values: pd.Series, level: float = 0.95) -> pd.Series:
     return pd.Series({"mean": mean, "lo": mean - half, "hi": mean + half, "n": n})
 
 
-def arm_difference(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
-    """`first` minus every other arm at the last cycle, paired by (trait, N, M, beta, seed), with a t interval over pairs."""
-    rows = rows.assign(arm=arm(rows))
-    pairing = ["trait", "regime", "n_seed", "n_sampled", "beta", "lr", "seed"]
-    rows = rows.assign(beta=rows["beta"].fillna(0.0)) if "beta" in rows else rows.assign(beta=0.0)
+def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
+    """`first` minus every other arm at the last cycle: a row a pair of chains alike in (trait, regime, N, M, beta, lr, seed), a column an arm.
+
+    Null arms are left to the caller. Pairs of which one chain is missing are missing.
+    """
+    rows = rows.assign(arm=arm(rows), beta=rows["beta"].fillna(0.0) if "beta" in rows else 0.0)
     last = rows[rows["cycle"] == rows.groupby("chain")["cycle"].transform("max")]
-    wide = last.pivot_table(index=pairing, columns="arm", values=key)
+    wide = last.pivot_table(index=PAIRING, columns="arm", values=key)
+    if first not in wide:
+        return pd.DataFrame()
+    return wide.drop(columns=first).rsub(wide[first], axis=0)
+
+
+def arm_difference(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
+    """`first` minus every other arm at the last cycle, with a t interval over training seeds: one row a setting and arm."""
     out = []
-    for other in [c for c in wide if c != first and first in wide]:
-        gap = (wide[first] - wide[other]).dropna()
-        for names, values in gap.groupby(level=pairing[:-1]):
-            out.append(
-                {
-                    **dict(zip(pairing, names, strict=False)),
-                    "minus": other,
-                    **mean_interval(values),
-                    first: wide[first].loc[values.index].mean(),
-                    "other": wide[other].loc[values.index].mean(),
-                }
-            )
+    for other, gap in arm_gaps(rows, first, key).items():
+        for names, values in gap.dropna().groupby(level=PAIRING[:-1]):
+            out.append({**dict(zip(PAIRING, names, strict=False)), "minus": other, **mean_interval(values)})
     return pd.DataFrame(out)

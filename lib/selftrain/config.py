@@ -14,7 +14,7 @@ from selftrain.errors import InputError
 
 SMALL_MODEL = "smollm2-135m-instruct"
 _SMALL = dict(
-    lr_schedule="constant",
+    schedule="constant",
     epochs_seed=3,
     epochs=1,
     batch_size=8,
@@ -40,16 +40,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "sft": {**_SMALL, "lr": 3e-4},
         "sdf": {**_SMALL, "lr": 3e-4, "weight_decay": 0.1},
-        "dpo": {**_SMALL, "lr": 2e-5, "lr_schedule": "cosine", "beta": 0.1},
+        "dpo": {**_SMALL, "lr": 2e-5, "schedule": "cosine", "beta": 0.1},
     },
     "paper": {
         "sft": {**_PAPER, "lr": 1.5e-4},
         "sdf": {**_PAPER, "lr": 1.5e-4, "batch_size": 4, "max_new_tokens": 512, "weight_decay": 0.1},
-        "dpo": {**_PAPER, "lr": 1e-5, "lr_schedule": "cosine", "beta": 0.1, "cycle0": "dpo"},
+        "dpo": {**_PAPER, "lr": 1e-5, "schedule": "cosine", "beta": 0.1, "cycle0": "dpo"},
     },
 }
-# Keys that say where a chain is kept, how far it goes or who scores it, but change no result of a cycle.
-NOT_HASHED = {"study", "panel", "preset", "last_cycle", "judge", "seed_file", "judge_max_usd", "coverage_floor"}
+# Keys that say where a chain is kept, how far it goes, who scores it or whose kernels train it: another value is not another chain.
+NOT_HASHED = {"study", "panel", "preset", "last_cycle", "judge", "seed_file", "judge_max_usd", "coverage_floor", "trainer"}
 
 
 class Mix(BaseModel):
@@ -96,7 +96,7 @@ class ChainConfig(BaseModel):
     seed_file_hash: str | None = None
     lr: float = Field(gt=0)
     lr_seed: float = Field(gt=0)
-    lr_schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine"]
     epochs_seed: int = Field(ge=1)
     epochs: int = Field(ge=1)
     match_steps: int | None = Field(default=None, ge=1)
@@ -122,6 +122,7 @@ class ChainConfig(BaseModel):
     mix: Mix | None = None
     coherence_filter: float | None = Field(default=None, ge=1, le=100)
     branch: Branch | None = None
+    trainer: Literal["auto", "unsloth", "trl"] = "auto"
     judge_max_usd: float | None = Field(default=None, ge=0)
     coverage_floor: float = Field(default=0.95, ge=0, le=1)
 

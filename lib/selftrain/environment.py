@@ -10,6 +10,7 @@ from importlib import metadata
 from selftrain import paths
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "sentence-transformers")
+ON_A_GPU = ("unsloth", "unsloth_zoo", "bitsandbytes", "triton")  # named only where there is a GPU to use them
 
 
 def _version(package: str) -> str | None:
@@ -33,8 +34,11 @@ def commit() -> str | None:
 
 @functools.cache
 def environment() -> dict[str, str | None]:
-    """Versions, processor or GPU, and commit, as text values."""
+    """Versions, processor or GPU, and commit, as text values. The trainer of a cycle stands in its train_log.json."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
-    return {"python": platform.python_version(), "device": device, "commit": commit(), **{name: _version(name) for name in PACKAGES}}
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
+    versions = {name: _version(name) for name in PACKAGES}
+    versions |= {name: version for name in ON_A_GPU if cuda and (version := _version(name))}
+    return {"python": platform.python_version(), "device": device, "commit": commit(), **versions}

@@ -88,7 +88,7 @@ def summarise(answers: Sequence[dict], scores: Sequence[dict], requested: int) -
         "sentence_words": _mean(len(words(s)) for t in texts for s in sentences(t)),
         "distinct2": distinct2(texts),
         "n_requested": requested,
-        "n_sampled": len(answers),
+        "n_drawn": len(answers),
         "n_judged": status["judged"],
         "n_coherence": sum(row["coherence"] is not None for row in scores),
         "n_refused": status["refused"],

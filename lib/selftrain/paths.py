@@ -21,6 +21,7 @@ RESULTS = Path(os.environ.get("SELFTRAIN_RESULTS", ROOT / "results"))
 FIGURES = Path(os.environ.get("SELFTRAIN_FIGURES", ROOT / "figures"))
 NOTEBOOKS = ROOT / "notebooks"
 STUDIES = NOTEBOOKS / "studies"
+EXECUTED = Path(os.environ.get("SELFTRAIN_EXECUTED", NOTEBOOKS / "executed"))
 MODELS = Path(os.environ.get("SELFTRAIN_MODELS", ROOT / ".models"))
 
 

@@ -34,15 +34,26 @@ def seed_items(config: ChainConfig) -> list[Item]:
     return [item_of_seed(row, "seed") for row in chosen]
 
 
+def prompts_by_cycle(config: ChainConfig) -> list[int]:
+    """How many prompts each cycle's model answers for the next one; the last cycle answers none."""
+    cycles = 0 if config.null == "retrain" else config.last_cycle
+    return [config.branch.n_sampled if config.branch and k < config.branch.at else config.n_sampled for k in range(cycles)]
+
+
+def check(config: ChainConfig) -> None:
+    """InputError for a trait that is not there, or fewer evaluation prompts than asked for: what no teacher model mends."""
+    seeds.check_traits(config.trait, *([config.seed_source] if not config.seed_file else []))
+    evaluation(config)
+
+
 def plan(config: ChainConfig) -> Plan:
     """Read and check everything a chain needs from seeds/; InputError before any model is loaded."""
-    seeds.check_traits(config.trait, *([config.seed_source] if not config.seed_file else []))
+    check(config)
     items = seed_items(config)
     used = {item.prompt for item in items}
     ordered = [row for row in seeds.drawn_prompts(config.kind, config.data_seed) if row["text"] not in used]
-    sampling_cycles = 0 if config.null == "retrain" else config.last_cycle
-    sizes = [config.branch.n_sampled if config.branch and k < config.branch.at else config.n_sampled for k in range(sampling_cycles)]
-    needed = sum(sizes)
+    sizes = prompts_by_cycle(config)
+    sampling_cycles, needed = len(sizes), sum(sizes)
     if needed > len(ordered):
         raise InputError(
             f"{sampling_cycles} cycles of n_sampled {config.n_sampled} need {needed} prompts, each used once; {len(ordered)} are there: "
@@ -56,12 +67,17 @@ def plan(config: ChainConfig) -> Plan:
             raise InputError(
                 f"mix: fraction {config.mix.fraction:g} of n_sampled {config.n_sampled} needs {wanted} {config.mix.source} rows, {len(pool)} are there"
             )
+    return Plan(items, blocks, evaluation(config))
+
+
+def evaluation(config: ChainConfig) -> list[dict]:
+    """The evaluation prompts of a chain, {id, text, set}: the first n_questions of the direct ones, then of the others."""
     rows = seeds.openings(config.trait) if config.kind == "documents" else seeds.questions(config.trait)
     direct = [{"id": r["id"], "text": r.get("question", r.get("opening")), "set": r["set"]} for r in rows]
     first = [r for r in direct if r["set"] == "direct"]
     if config.n_questions > len(first):
         raise InputError(f"n_questions {config.n_questions} asks for more than the {len(first)} evaluation prompts of {config.trait}")
-    return Plan(items, blocks, first[: config.n_questions] + [r for r in direct if r["set"] != "direct"][: config.n_questions])
+    return first[: config.n_questions] + [r for r in direct if r["set"] != "direct"][: config.n_questions]
 
 
 def starts_fresh(config: ChainConfig, cycle: int) -> bool:
@@ -97,7 +113,7 @@ def settings(config: ChainConfig, cycle: int, n_rows: int) -> Settings:
     by_sft_in_dpo = config.regime == "dpo" and not pairs
     return Settings(
         lr=config.lr_seed if seeded else config.lr,
-        lr_schedule="constant" if by_sft_in_dpo else config.lr_schedule,
+        schedule="constant" if by_sft_in_dpo else config.schedule,
         epochs=epochs,
         batch_size=config.batch_size,
         warmup=config.warmup,

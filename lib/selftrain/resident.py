@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
+from selftrain import memory, trainers
 from selftrain.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # imported where it is used: Unsloth wants to be first
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -21,24 +23,48 @@ class Resident:
     """One base model, its tokenizer, and one adapter called "default" whose tensors never move.
 
     Every cycle of every chain of a process runs on it: `fresh` re-initialises the adapter, `load` copies saved weights into it,
-    `clean` takes off what a trainer left behind. `loaded` names the weights that the adapter holds now.
+    `clean` takes off what a trainer left behind. `loaded` names the weights that the adapter holds now, `trainer` who trains it.
+    A model that has its adapter already (Unsloth's) is taken as it is. `checkpointing`: activations are recomputed to save memory.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Any, *, name: str, fingerprint: str, kind: str, rank: int, alpha: int):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        fingerprint: str,
+        kind: str,
+        rank: int,
+        alpha: int,
+        trainer: str = "trl",
+        checkpointing: bool = False,
+    ):
+        from peft import LoraConfig, PeftModel, get_peft_model
+
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-        self.model: PeftModel = get_peft_model(model, config)
+        self.model: PeftModel = model if isinstance(model, PeftModel) else get_peft_model(model, config)
         self.model.eval()
         self.tokenizer, self.name, self.fingerprint, self.kind = tokenizer, name, fingerprint, kind
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.trainer, self.checkpointing = rank, alpha, trainer, checkpointing
+        self.no_static_cache = trainer == "unsloth"  # its generate keeps a cache of its own
         self.loaded: str | None = None
 
     @classmethod
-    def open(cls, name: str, *, rank: int, alpha: int, device: str | None = None) -> Resident:
-        """Load a model by embedded name, folder or hub name and wrap it."""
+    def open(cls, name: str, *, rank: int, alpha: int, device: str | None = None, trainer: str = "auto") -> Resident:
+        """Load a model by embedded name, folder or hub name and wrap it, within this process's share of device memory.
+
+        `trainer` (auto, unsloth, trl) is settled here, before anything heavy is imported: see trainers.choose for its errors.
+        """
+        memory.prepare()
+        chosen = "trl" if device == "cpu" and trainer == "auto" else trainers.choose(trainer, name)
+        loader = trainers.unsloth_loader(rank=rank, alpha=alpha) if chosen == "unsloth" else None
         from selftrain import models
 
-        found = models.load(name, device=device)
-        return cls(found.model, found.tokenizer, name=name, fingerprint=found.fingerprint, kind=found.kind, rank=rank, alpha=alpha)
+        found = models.load(name, device=device, loader=loader)
+        return cls(
+            found.model, found.tokenizer, name=name, fingerprint=found.fingerprint, kind=found.kind, rank=rank, alpha=alpha, trainer=chosen
+        )
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +81,8 @@ class Resident:
 
     def fresh(self, seed: int) -> None:
         """Re-initialise the adapter in place: A random by the seed, B zero, so that the model is the base."""
+        from peft.tuners.lora import LoraLayer
+
         torch.manual_seed(seed)
         for module in self.model.modules():
             if isinstance(module, LoraLayer):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -61,8 +62,26 @@ def _run_rows(folder: Path, manifest: dict) -> list[dict]:
     return rows
 
 
+def _each(read: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    """A reader of one study as a reader of one or several, their rows below each other; a chain of two studies is taken from the first."""
+
+    @functools.wraps(read)
+    def both(folder: str | Path | Sequence[str | Path] = "laptop", *args, **kwargs) -> pd.DataFrame:
+        if isinstance(folder, (str, Path)):
+            return read(folder, *args, **kwargs)
+        frames, have = [], set()
+        for one in folder:
+            rows = read(one, *args, **kwargs)
+            frames.append(rows[~rows["chain"].isin(have)].dropna(axis=1, how="all"))
+            have |= set(rows["chain"])
+        return pd.concat(frames, ignore_index=True)
+
+    return both
+
+
+@_each
 def load(folder: str | Path = "laptop", judge: str | None = None, committed: bool = False) -> pd.DataFrame:
-    """All chains of a study, one row a (chain, cycle), the base as cycle -1; `judge` picks one where several have scored,
+    """All chains of a study (or of several, given as a list), one row a (chain, cycle), the base as cycle -1; `judge` picks one where several have scored,
     else the one that scored a chain first; of one judge's versions the newest is taken.
 
     `committed` reads the committed tables alone. Otherwise a chain that has a run folder is read from there, any other from results/<study>/tables. InputError where nothing is there.
@@ -90,8 +109,9 @@ def load(folder: str | Path = "laptop", judge: str | None = None, committed: boo
     return table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True)
 
 
-def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
-    """Evaluation answers with their scores, one row a (chain, cycle, question, sample, judge)."""
+def _answers(folder: str | Path) -> pd.DataFrame:
+    """Every evaluation answer with its scores, one row a (chain, cycle, question, sample, judge); `answer` and `prompt` are empty where
+    a committed table keeps the scores of an answer without its text."""
     study = _study(folder)
     rows, have = [], set()
     for run, manifest in _manifests(study):
@@ -110,6 +130,22 @@ def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
     return texts.drop_duplicates(["chain", "cycle", "question_id", "sample", "judge"], keep="last").reset_index(drop=True)
 
 
+@_each
+def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
+    """Evaluation answers with their scores, one row a (chain, cycle, question, sample, judge): those whose text is kept."""
+    texts = _answers(folder)
+    return texts[texts["answer"].notna()].reset_index(drop=True)
+
+
+@_each
+def load_scores(folder: str | Path = "laptop", judge: str | None = None) -> pd.DataFrame:
+    """Scores of every single answer by the judge that `load` picks, without texts:
+    chain, cycle, question_id, sample, set, trait_score, coherence, status. Answers that got no score are there, their scores missing."""
+    scores = _answers(folder)[["chain", "cycle", "question_id", "sample", "set", "trait_score", "coherence", "status", "judge"]]
+    picked = load(folder, judge)[["chain", "cycle", "judge"]]
+    return scores.merge(picked, on=["chain", "cycle", "judge"]).drop(columns="judge").reset_index(drop=True)
+
+
 def _text_rows(path: Path, names: dict) -> list[dict]:
     answers = jsonl.read(path / "eval.jsonl")
     out = []
@@ -125,7 +161,7 @@ def _text_rows(path: Path, names: dict) -> list[dict]:
 def export(folder: str | Path, texts_per_cycle: int | None = None) -> list[Path]:
     """Write each panel of complete chains as tables/<panel>.{cycles,texts}.parquet (zstd), with the manifests as file metadata.
 
-    texts_per_cycle keeps that many answers a cycle, spread over questions; None keeps all. A table that is there already is never
+    texts_per_cycle keeps the text of that many answers a cycle, spread over questions, and the scores of all; None keeps all texts. A table that is there already is never
     rewritten: InputError, before anything is written.
     """
     study = _study(folder)
@@ -153,11 +189,9 @@ def export(folder: str | Path, texts_per_cycle: int | None = None) -> list[Path]
             ]
         )
         if texts_per_cycle:
-            texts = (
-                texts.sort_values(["chain", "judge", "cycle", "sample", "question_id"])
-                .groupby(["chain", "judge", "cycle"], sort=False)
-                .head(texts_per_cycle)
-            )
+            texts = texts.sort_values(["chain", "judge", "cycle", "sample", "question_id"], kind="stable")
+            late = texts.groupby(["chain", "judge", "cycle"], sort=False).cumcount() >= texts_per_cycle
+            texts.loc[late, ["prompt", "answer", "nll"]] = None
         manifests = jsonl.dumps([manifest for _, manifest in runs])
         for kind, table in (("cycles", cycles), ("texts", texts)):
             path = study / "tables" / f"{panel}.{kind}.parquet"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from selftrain import memory
 from selftrain.formats import prompt_ids
 from selftrain.resident import Resident
 
 log = logging.getLogger(__name__)
-BATCH = {"cpu": 32, "cuda": 512}
+BATCH = 32  # answers at once on a CPU; on CUDA as many as memory holds (memory.answers_at_once)
 BUCKET = 32  # prompt lengths are padded to a multiple of this where shapes must not change
 
 
@@ -52,10 +52,12 @@ def hashed_exponentials(keys: torch.Tensor, step: int | torch.Tensor, vocabulary
     return -torch.log1p(-(bits.to(torch.float32) + 0.5) * 2.0**-31)
 
 
-class KeyedSampling(LogitsProcessor):
-    """Turns greedy decoding into exact sampling: argmax of logits/T minus log of a keyed exponential (Gumbel-max, Maddison et al. 2014)."""
+class KeyedSampling:
+    """A logits processor that turns greedy decoding into exact sampling: argmax of logits/T minus log of a keyed exponential (Gumbel-max, Maddison et al. 2014)."""
 
     def __init__(self, keys: Sequence[int], prompt_length: int, temperature: float, top_p: float, top_k: int, device: torch.device):
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
         self.keys = torch.tensor(keys, dtype=torch.int64, device=device).to(torch.int32)
         self.prompt_length = prompt_length
         warpers = [TemperatureLogitsWarper(float(temperature))] if temperature != 1.0 else []
@@ -69,7 +71,7 @@ class KeyedSampling(LogitsProcessor):
         return scores - noise.log()
 
 
-def _padded(tokenizer, rows: list[list[int]], to: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(tokenizer, rows: list[list[int]], to: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded ids and attention mask, (rows, to)."""
     ids = torch.full((len(rows), to), tokenizer.pad_token_id)
     mask = torch.zeros((len(rows), to), dtype=torch.long)
@@ -97,10 +99,14 @@ def sample(
     `kind` is chat or documents (formats.prompt_ids). Batches hold prompts of similar length; an answer does not depend on its batch
     beyond floating-point noise. `progress` is called with the number of answers just finished.
     """
+    from transformers import LogitsProcessorList  # here, not above: Unsloth wants to be imported before transformers
+
     tokenizer, model, device = resident.tokenizer, resident.model, resident.device
     ids = [prompt_ids(tokenizer, kind, r.prompt) for r in requests]
     fixed = device.type == "cuda" and not getattr(resident, "no_static_cache", False)
-    size = batch_size or BATCH.get(device.type, 32)
+    size = batch_size or BATCH
+    if device.type == "cuda" and not batch_size:
+        size = memory.answers_at_once(model, max(map(len, ids), default=0) + BUCKET + max_new_tokens)
     ends = {tokenizer.eos_token_id}
     out: list[Sampled | None] = [None] * len(requests)
     by_length = sorted(range(len(requests)), key=lambda i: (len(ids[i]), i))
@@ -112,7 +118,7 @@ def sample(
         if fixed:  # one shape for every batch, so that compiled code and its graphs are used again
             length = -(-length // BUCKET) * BUCKET
             rows, keys = rows + [rows[-1]] * (size - len(rows)), keys + [keys[-1]] * (size - len(keys))
-        inputs, mask = _padded(tokenizer, rows, length, device)
+        inputs, mask = left_padded(tokenizer, rows, length, device)
         options = dict(
             input_ids=inputs,
             attention_mask=mask,

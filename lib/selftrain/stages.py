@@ -40,13 +40,19 @@ class Stages:
     def resident(self) -> Resident:
         """The model in memory, loaded at the first need."""
         if self._resident is None:
-            self._resident = Resident.open(self.config.model, rank=self.config.lora_rank, alpha=self.config.lora_alpha)
+            self._resident = Resident.open(
+                self.config.model, rank=self.config.lora_rank, alpha=self.config.lora_alpha, trainer=self.config.trainer
+            )
         if (self._resident.rank, self._resident.alpha) != (
             self.config.lora_rank,
             self.config.lora_alpha,
         ) or self._resident.name != self.config.model:
             raise InputError(
                 f"the resident model is {self._resident.name} of rank {self._resident.rank}; this chain needs {self.config.model} of rank {self.config.lora_rank}"
+            )
+        if self.config.trainer not in ("auto", self._resident.trainer):
+            raise InputError(
+                f"the resident model is trained by {self._resident.trainer}, this chain asks for trainer {self.config.trainer}: run it in another process"
             )
         self._resident.check_kind(self.config.kind)
         return self._resident
@@ -165,9 +171,10 @@ class Stages:
                 self.resident.fresh(inputs["init"])
             else:
                 self._hold(cycle - 1)
-            log = TrainLog(0, 0, len(rows)) if untrained else self._fit(rows, settings, inputs["reference"])
+            log = TrainLog(0, 0, len(rows), trainer="none") if untrained else self._fit(rows, settings, inputs["reference"])
             self.resident.save(folder / "adapter")
             record = {
+                "trainer": log.trainer,
                 "steps": log.steps,
                 "train_tokens": log.train_tokens,
                 "rows": log.rows,

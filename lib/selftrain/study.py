@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from selftrain import paths
+from selftrain import executed, paths
 from selftrain.errors import InputError, run_command
 
 KERNEL = "python3"
@@ -33,12 +33,12 @@ class PanelSpec:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read and checked for shape; `analysis` names the notebooks that read its results."""
+    """A study file, read and checked for shape; `analysis` holds the notebooks that read its results, with parameters of their own."""
 
     name: str
     path: Path
     panels: list[PanelSpec]
-    analysis: list[str]
+    analysis: list[tuple[str, dict[str, Any]]]
     prune: str
 
 
@@ -47,6 +47,19 @@ def _null_key(value: Any) -> Any:
     if isinstance(value, dict):
         return {("null" if key is None else key): _null_key(item) for key, item in value.items()}
     return value
+
+
+def _analysis(entries: list, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Entries of `analysis`, each a notebook's name or {name: {parameter: value}}."""
+    out = []
+    for entry in entries:
+        if isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict):
+            out += entry.items()
+        elif isinstance(entry, str):
+            out.append((entry, {}))
+        else:
+            raise InputError(f"{where}: analysis: {entry!r} is neither a notebook's name nor one name with its parameters")
+    return out
 
 
 def read(name_or_path: str) -> Study:
@@ -74,7 +87,7 @@ def read(name_or_path: str) -> Study:
         panels.append(PanelSpec(name, grid["notebook"], {**settings, "study": content["study"], "panel": name}))
     if not panels:
         raise InputError(f"{paths.shown(path)}: no panels")
-    return Study(content["study"], path, panels, list(content.get("analysis") or ()), content.get("prune", "but-last"))
+    return Study(content["study"], path, panels, _analysis(content.get("analysis") or [], paths.shown(path)), content.get("prune", "but-last"))
 
 
 def notebook_path(name: str) -> Path:
@@ -114,8 +127,11 @@ def bind(path: Path, grid: dict[str, Any]) -> dict[str, Any]:
     return {**direct, "overrides": rest} if "overrides" in names else direct
 
 
-def chains_of(study: Study) -> dict[str, list]:
-    """Every panel's configs, each checked against seeds/ as its chain would; InputError before any model is loaded."""
+def chains_of(study: Study, available: bool = True) -> dict[str, list]:
+    """Every panel's configs, each checked against seeds/ as its chain would; InputError before any model is loaded.
+
+    `available=False` leaves out whether seeds/ has rows enough.
+    """
     from selftrain import regimes
     from selftrain.config import expand
 
@@ -125,7 +141,7 @@ def chains_of(study: Study) -> dict[str, list]:
         configs = list(expand(panel.grid, where=f"{paths.shown(study.path)}: panel {panel.name}"))
         for config in configs:
             try:
-                regimes.plan(config)
+                regimes.plan(config) if available else regimes.check(config)
             except InputError as error:
                 raise InputError(f"{paths.shown(study.path)}: panel {panel.name}: {error}") from None
         found[panel.name] = configs
@@ -210,12 +226,25 @@ def run_packed(study: Study, jobs: int, only: list[str] | None = None) -> None:
 
 
 def draw(study: Study) -> list[tuple[str, float]]:
-    """Execute the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each."""
-    executed, times = paths.study_folder(study.name) / "executed", []
-    for notebook in study.analysis:
+    """Execute the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each.
+
+    The executed copies, free of times and of this machine's paths, go to notebooks/executed/<study>/, where they are read without tools.
+    """
+    times = []
+    for notebook, parameters in study.analysis:
         print(f"== {notebook}", flush=True)
-        times.append((notebook, execute(notebook, {"study": study.name}, executed / f"{notebook}.ipynb")))
+        output = paths.EXECUTED / study.name / f"{notebook}.ipynb"
+        times.append((notebook, execute(notebook, {"study": study.name, **parameters}, output)))
+        executed.clean(output)
     return times
+
+
+def with_results() -> list[Study]:
+    """Every study file whose results are here, run or committed, and that names analysis notebooks."""
+    found = [read(path.stem) for path in sorted(paths.STUDIES.glob("*.yaml"))]
+    return [
+        s for s in found if s.analysis and any(paths.study_folder(s.name).glob(p) for p in ("tables/*.parquet", "runs/*/*/manifest.json"))
+    ]
 
 
 def check(study: Study) -> None:
@@ -234,17 +263,20 @@ def main() -> None:
     verb.add_argument("--panel", action="append", help="only this panel (repeatable); skips the analysis notebooks")
     verb.add_argument("--jobs", type=int, default=1, help="panels run at once, each in a process of its own (one GPU holds several)")
     verb = verbs.add_parser("figures", help="execute the analysis notebooks alone")
-    verb.add_argument("study", nargs="?", default="laptop")
+    verb.add_argument("study", nargs="*", help="default: every study whose results are here")
     verb = verbs.add_parser("check", help="check a study file and list its chains")
     verb.add_argument("study")
     args = parser.parse_args()
-    study = read(args.study)
+    studies = [read(name) for name in ([args.study] if isinstance(args.study, str) else args.study)]
+    if args.verb == "figures":
+        for name, seconds in [t for one in studies or with_results() for t in draw(one)]:
+            print(f"{name:32} {seconds:6.1f} s")
+        return
+    (study,) = studies
     if args.verb == "run" and args.jobs > 1:
         run_packed(study, args.jobs, args.panel)
     elif args.verb == "run":
         run(study, args.panel)
-    elif args.verb == "figures":
-        draw(study)
     else:
         check(study)
 

@@ -1,4 +1,7 @@
-"""One trainer for every regime: TRL trains the resident adapter on token rows and leaves nothing else behind."""
+"""One function for every regime and both trainers: TRL, alone or on Unsloth's kernels, trains the resident adapter on token rows.
+
+Nothing else is left behind. Rows, LoRA targets, schedule, accumulation and seeds are the same for both (trainers.py says who is chosen).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from typing import Any
 
 import torch
 
+from selftrain import trainers
 from selftrain.formats import IGNORED
 from selftrain.resident import Resident
+from selftrain.tokenrows import on_token_rows
 
 log = logging.getLogger(__name__)
 SATURATED = 0.01  # a DPO loss under this within the first tenth of a cycle has nothing left to teach
@@ -27,7 +32,7 @@ class Settings:
     """How one cycle is trained. Learning rate per step; `warmup` is a fraction of the steps, rounded down."""
 
     lr: float
-    lr_schedule: str
+    schedule: str
     epochs: int
     batch_size: int
     warmup: float
@@ -40,12 +45,13 @@ class Settings:
 
 @dataclass
 class TrainLog:
-    """What training did: optimiser steps, tokens that carried loss (all passes), rows, and one dict a step (loss, grad_norm; DPO: margins, log-probs)."""
+    """What training did: optimiser steps, tokens that carried loss (all passes), rows, one dict a step (loss, grad_norm; DPO: margins, log-probs), and who did it."""
 
     steps: int
     train_tokens: int
     rows: int
     history: list[dict[str, float]] = field(default_factory=list)
+    trainer: str = "trl"
 
     @property
     def saturated(self) -> bool:
@@ -59,9 +65,19 @@ def planned_steps(n_rows: int, settings: Settings) -> int:
     return settings.max_steps or settings.epochs * math.ceil(n_rows / settings.batch_size)
 
 
-def _arguments(settings: Settings, steps: int, device: torch.device, folder: str) -> dict[str, Any]:
-    """Trainer arguments that every regime shares; each value that differs from TRL's default is stated."""
-    cuda = device.type == "cuda"
+def longest_row(rows: Sequence[dict]) -> int:
+    """Tokens of the longest sequence that training will see, prompt and answer together."""
+    return max(
+        len(r["input_ids"]) if "input_ids" in r else len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows
+    )
+
+
+def _arguments(settings: Settings, steps: int, resident: Resident, folder: str) -> dict[str, Any]:
+    """Trainer arguments that every regime shares; each value that differs from TRL's or Unsloth's default is stated.
+
+    Unsloth's own: accumulation over 2 batches, padding-free batches, weight decay 0.001, an 8-bit optimiser, warm-up over a tenth.
+    """
+    cuda = resident.device.type == "cuda"
     return dict(
         output_dir=folder,
         per_device_train_batch_size=settings.batch_size,
@@ -69,7 +85,7 @@ def _arguments(settings: Settings, steps: int, device: torch.device, folder: str
         learning_rate=settings.lr,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        lr_scheduler_type="cosine" if settings.lr_schedule == "cosine" else "constant_with_warmup",
+        lr_scheduler_type="cosine" if settings.schedule == "cosine" else "constant_with_warmup",
         warmup_steps=int(settings.warmup * steps),
         adam_beta1=0.9,
         adam_beta2=0.95,
@@ -78,7 +94,8 @@ def _arguments(settings: Settings, steps: int, device: torch.device, folder: str
         optim="adamw_torch",
         bf16=cuda,
         use_cpu=not cuda,
-        gradient_checkpointing=False,
+        gradient_checkpointing=resident.checkpointing,
+        padding_free=False,
         max_length=None,
         seed=settings.seed,
         data_seed=settings.seed,
@@ -111,50 +128,6 @@ def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] 
     return Watch()
 
 
-def _prove(batch: dict[str, torch.Tensor], rows: Sequence[dict], end: int) -> None:
-    """Check the first batch that reaches the model: loss where it belongs, an end token only where an answer ended."""
-    expected = {tuple(row["input_ids"]): row for row in rows}
-    for ids, mask, labels in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["labels"].tolist(), strict=True):
-        kept = tuple(i for i, m in zip(ids, mask, strict=True) if m)
-        row = expected[kept]
-        assert [x for x, m in zip(labels, mask, strict=True) if m] == row["labels"], "the loss mask is not the row's own"
-        assert all(x == IGNORED for x, m in zip(labels, mask, strict=True) if not m), "padding carries loss"
-        assert (kept[-1] == end) == row["ends"], "an end token stands where no answer ended, or is missing where one did"
-
-
-def _prove_pairs(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> None:
-    """The same for preference pairs: each completion is exactly one side of one of our rows."""
-    sides = {(tuple(r["prompt_ids"]), tuple(r[side])) for r in rows for side in ("chosen_ids", "rejected_ids")}
-    for ids, mask, completion in zip(
-        batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["completion_mask"].tolist(), strict=True
-    ):
-        prompt = tuple(i for i, m, c in zip(ids, mask, completion, strict=True) if m and not c)
-        answer = tuple(i for i, c in zip(ids, completion, strict=True) if c)
-        assert (prompt, answer) in sides, "the trainer changed a row's tokens"
-
-
-def _trainer(preference: bool, rows: Sequence[dict], tokenizer: Any):
-    """TRL's trainer class for a data format, told to use our token rows as they are."""
-    if preference:
-        from trl import DPOTrainer as Base
-    else:
-        from trl import SFTTrainer as Base
-
-    class OnTokenRows(Base):
-        _proven = False
-
-        def _prepare_dataset(self, dataset, *args, **kwargs):
-            return dataset
-
-        def compute_loss(self, model, inputs, *args, **kwargs):
-            if not self._proven:
-                _prove_pairs(inputs, rows) if preference else _prove(inputs, rows, tokenizer.eos_token_id)
-                self._proven = True
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    return OnTokenRows
-
-
 def train(
     resident: Resident,
     rows: Sequence[dict[str, Any]],
@@ -176,18 +149,19 @@ def train(
     datasets.disable_progress_bars()
     hf_logging.set_verbosity_error()
     preference = "prompt_ids" in rows[0]
+    trainers.check_lengths(resident.trainer, longest_row(rows))
     steps = planned_steps(len(rows), settings)
     history: list[dict] = []
     columns = ("prompt_ids", "chosen_ids", "rejected_ids") if preference else ("input_ids", "labels")
     set_seed(settings.seed)
     with tempfile.TemporaryDirectory() as folder:
-        shared = _arguments(settings, steps, resident.device, folder)
+        shared = _arguments(settings, steps, resident, folder)
         args = (
             DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared)
             if preference
             else SFTConfig(loss_type="nll", packing=False, **shared)
         )
-        trainer_class = _trainer(preference, rows, resident.tokenizer)
+        trainer_class = on_token_rows(preference, rows, resident.tokenizer)
         for name, p in resident.model.named_parameters():
             p.requires_grad_(".default." in name)
         try:
@@ -212,4 +186,4 @@ def train(
     sides = ("chosen_ids", "rejected_ids") if preference else ("labels",)
     loss_tokens = sum(sum(t != IGNORED for t in row[side]) for row in rows for side in sides)
     passes = len(history) * settings.batch_size / max(len(rows), 1) if settings.max_steps else settings.epochs
-    return TrainLog(len(history), round(loss_tokens * passes), len(rows), history)
+    return TrainLog(len(history), round(loss_tokens * passes), len(rows), history, resident.trainer)

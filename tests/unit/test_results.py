@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from selftrain import analysis, figures, metrics, results
+from selftrain import analysis, figures, metrics, noise, results, rules, tradeoff
 from selftrain.errors import InputError
 from selftrain.panel import Panel, calibrate
 
@@ -21,7 +21,7 @@ def panel(small, tiny):
 
 
 CONTRACT = (
-    "study panel trait regime init null cycle0 model judge n_seed n_sampled last_cycle seed preset lr lr_schedule epochs_seed epochs batch_size lora_rank lora_alpha "
+    "study panel trait regime init null cycle0 model judge n_seed n_sampled last_cycle seed preset lr schedule epochs_seed epochs batch_size lora_rank lora_alpha "
     "max_new_tokens temperature top_p top_k cycle trait_score trait_lo trait_hi coherence perplexity n_words sentence_words distinct2 n_requested n_judged n_refused "
     "n_unparsed n_empty n_truncated steps train_tokens judge judge_hash"
 ).split()
@@ -32,6 +32,10 @@ def test_load_reads_runs_and_tables_alike(panel, results):
 
     runs = module.load("s")
     assert set(CONTRACT) <= set(runs.columns)
+    for manifest in module.manifests("s"):  # no measured column may shadow a setting
+        row = runs[runs["chain"] == manifest["chain"]].iloc[0]
+        settings = {k: v for k, v in manifest["config"].items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
+        assert {k: row[k] for k in settings if k != "judge"} == {k: v for k, v in settings.items() if k != "judge"}
     assert len(runs) == 4 * 4 and runs["complete"].all() and sorted(runs["cycle"].unique()) == [-1, 0, 1, 2]
     texts = module.load_texts("s")
     paths = module.export("s")
@@ -55,7 +59,21 @@ def test_counts_add_up(panel):
 
 def test_figures_are_drawn_and_saved_with_what_they_plot(panel, tmp_path):
     rows = results.load("s")
-    for name, (figure, plotted) in {"scores": figures.sweep_scores(rows), "map": figures.sweep_map(analysis.changes(rows))}.items():
+    scores, texts = results.load_scores("s"), results.load_texts("s")
+    chains = rules.series(rows, scores)
+    table = rules.verdicts(chains)
+    drawn = {
+        "scores": figures.sweep_scores(rows),
+        "map": figures.sweep_map(analysis.changes(rows)),
+        "arms": figures.continual_vs_reinit(rows),
+        "examples": figures.example_verdicts(rows, texts, table.assign(verdict="static")),
+        "floor": figures.noise_floor(noise.false_positives(chains)),
+        "sensitivity": figures.sensitivity(rules.sensitivity(chains, thresholds=(5, 15), anchors=(0,), first_late=(1,), floors=(1, 50))),
+        "paths": figures.tradeoff_paths(rows),
+        "quality": figures.quality_by_cycle(rows),
+        "coherence": figures.coherence_floor(tradeoff.by_floor(rows, scores)),
+    }
+    for name, (figure, plotted) in drawn.items():
         saved = figures.save(figure, name, plotted, tmp_path)
         assert all(p.stat().st_size > 0 for p in saved)
         assert len(pd.read_csv(saved[2])) == len(plotted)
@@ -113,7 +131,7 @@ def test_missing_is_missing_and_never_zero():
         row["trait_score"],
         row["coherence"],
         row["n_requested"],
-        row["n_sampled"],
+        row["n_drawn"],
         row["n_judged"],
         row["n_refused"],
         row["n_unparsed"],

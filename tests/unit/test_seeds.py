@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from selftrain import draws, figures, figures_seeds, paths, seeds
+from selftrain import draws, figures, paths, seeds
 from selftrain.errors import InputError, run_command
+from selftrain.figures import seeds as figures_seeds
 from selftrain.seeds import __main__ as command
 from selftrain.seeds import embedding, review
 from selftrain.seeds.audit import NEAR, OVERLAP, audit, near_pairs

@@ -18,7 +18,7 @@ DOCUMENTS = [Item(f"d{i}", "documents", "Dear all,", f" this is note {i}.", fini
 def settings(**changes):
     return Settings(
         **{
-            **dict(lr=1e-2, lr_schedule="constant", epochs=1, batch_size=2, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=7),
+            **dict(lr=1e-2, schedule="constant", epochs=1, batch_size=2, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=7),
             **changes,
         }
     )

@@ -12,7 +12,7 @@ from selftrain.judge.api import ApiJudge
 from selftrain.judge.calls import OUTPUT_TOKENS, rough_tokens
 from selftrain.judge.prices import cost, price
 from selftrain.judge.prompts import QUESTIONS, request
-from selftrain.regimes import plan
+from selftrain.regimes import evaluation
 
 # What a cycle 0 does not depend on: chains that differ only here share it, its answers and their scores.
 _LATER = {
@@ -25,7 +25,7 @@ _LATER = {
     "last_cycle",
     "epochs",
     "lr",
-    "lr_schedule",
+    "schedule",
     "match_steps",
     "dose_matched",
     "restart_at",
@@ -54,43 +54,46 @@ class Need:
     usd: float | None  # None without a price
 
 
-def _parts(config: ChainConfig) -> list[tuple[str, int, int]]:
+def parts(config: ChainConfig) -> list[tuple[str, int, int]]:
     """(what it is, answers, tokens an answer) of everything a chain has judged; equal names are the same answers."""
-    c, evaluated = config, len(plan(config).evaluation) * config.n_answers
+    c, evaluated = config, len(evaluation(config)) * config.n_answers
     keys = c.values()
     first = {k: v for k, v in keys.items() if k not in _LATER} | (
-        {"beta": c.beta, "lr": c.lr, "schedule": c.lr_schedule} if c.cycle0 == "dpo" else {}
+        {"beta": c.beta, "lr": c.lr, "schedule": c.schedule} if c.cycle0 == "dpo" else {}
     )
-    parts = [
+    found = [
         (jsonl.digest(["base", c.kind, [keys[k] for k in _BASE], c.judge]), evaluated, c.eval_max_new_tokens),
         (jsonl.digest(["cycle 0", c.kind, first]), evaluated, c.eval_max_new_tokens),
     ]
     for cycle in range(1, c.last_cycle + 1):
-        parts.append((f"{c.panel}/{c.chain_id}/{cycle}", evaluated, c.eval_max_new_tokens))
+        found.append((f"{c.panel}/{c.chain_id}/{cycle}", evaluated, c.eval_max_new_tokens))
         if c.coherence_filter is not None:
-            parts.append((f"{c.panel}/{c.chain_id}/{cycle}/samples", c.n_sampled, c.max_new_tokens))
-    return parts
+            found.append((f"{c.panel}/{c.chain_id}/{cycle}/samples", c.n_sampled, c.max_new_tokens))
+    return found
 
 
 def _overhead(judge: ApiJudge, config: ChainConfig) -> int:
     """Input tokens of both calls about a text, but for the text."""
-    evaluation = plan(config).evaluation
-    prompt = " " * (sum(len(p["text"]) for p in evaluation) // len(evaluation))
+    asked = evaluation(config)
+    prompt = " " * (sum(len(p["text"]) for p in asked) // len(asked))
     rubric = seeds.rubric(config.trait).text
     return sum(rough_tokens(request(judge.settings.model, q, rubric, Answer("", prompt, "", config.kind))) for q in QUESTIONS)
 
 
-def estimate(study: studies.Study, judge_name: str | None = None) -> list[Need]:
-    """One Need a panel and judge; `judge_name` asks for another judge than the study file's. What chains share is counted once."""
+def estimate(study: studies.Study, judge_name: str | None = None, available: bool = True) -> list[Need]:
+    """One Need a panel and judge; `judge_name` asks for another judge than the study file's. What chains share is counted once.
+
+    `available=False` counts also what the rows under seeds/ do not suffice for yet.
+    """
     needs, seen = [], set()
-    for panel, configs in studies.chains_of(study).items():
+    for panel, configs in studies.chains_of(study, available).items():
         for name in dict.fromkeys(judge_name or c.judge for c in configs):
             own = [c for c in configs if judge_name or c.judge == name]
             judge = ApiJudge(name.partition(":")[2] or None) if name.partition(":")[0] == "openai" else None
             texts = tokens = 0
             for config in own:
                 overhead = _overhead(judge, config) if judge else 0
-                for part, answers, length in _parts(config):
+                for part, answers, length in parts(config):
                     if part not in seen:
                         seen.add(part)
                         texts += answers

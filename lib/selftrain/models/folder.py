@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,19 @@ def kind_of(name: str, has_chat_template: bool) -> str:
     return "instruct" if has_chat_template and not name.rstrip("/").lower().endswith("-base") else "base"
 
 
-def open_model(source: str, name: str, kind: str | None, device: str | None, dtype: Any, revision: str | None, offline: bool) -> Loaded:
+def open_model(
+    source: str,
+    name: str,
+    kind: str | None,
+    device: str | None,
+    dtype: Any,
+    revision: str | None,
+    offline: bool,
+    loader: Callable[..., Any] | None = None,
+) -> Loaded:
     """Load weights and tokenizer of a folder or hub name. float32 on a CPU and bfloat16 on CUDA unless `dtype` says otherwise.
 
-    ModelError, in one line, for anything transformers or torch cannot load.
+    `loader(source, dtype, revision=, local_files_only=)` loads the weights onto the device instead of transformers. ModelError, in one line, for anything transformers or torch cannot load.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,8 +82,11 @@ def open_model(source: str, name: str, kind: str | None, device: str | None, dty
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **options)
-        model.to(device).eval()
+            if loader:
+                model = loader(source, dtype, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **options).to(device)
+        model.eval()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"{name}: cannot be loaded ({first_line(error)}); check the folder or fetch the model again") from error
     if tokenizer.pad_token_id is None:

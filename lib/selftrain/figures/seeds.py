@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from selftrain.errors import InputError
-from selftrain.figures import GREY, TRAIT_COLOURS
+from selftrain.figures.common import GREY, TRAIT_COLOURS
 from selftrain.seeds.embedding import BAR, FOLDS
 from selftrain.seeds.load import NEUTRAL
 

@@ -1,0 +1,113 @@
+"""Is the fast path right? Its log-probs against the plain forward's, and its answers' scores against those of plain sampling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from selftrain.bench import baseline, ours
+from selftrain.bench.sizes import Sizes, items, prompts
+from selftrain.formats import prompt_ids, training_row
+from selftrain.resident import Resident
+from selftrain.sampling import BUCKET, left_padded
+from selftrain.training import train
+
+# Absolute difference of one token's log-prob, (mean, max), that rounding alone explains. bfloat16 keeps 8 bits: logits near 16 are
+# rounded to steps of 0.125, and kernels that add in another order differ by a step or two; in float32 the same counts 65,536 times less.
+NOISE = {"torch.bfloat16": (0.05, 1.0), "torch.float32": (1e-4, 1e-2)}
+P_VALUE = 0.01  # a Kolmogorov-Smirnov p-value below this says that the two samplers differ
+
+
+def generated(resident: Resident, texts: list[str], tokens: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Greedy continuations of exactly `tokens` tokens: (ids, mask, log-probs of the generated tokens, prompt length), all (rows, ...)."""
+    rows = [prompt_ids(resident.tokenizer, "chat", text) for text in texts]
+    length = -(-max(map(len, rows)) // BUCKET) * BUCKET
+    ids, mask = left_padded(resident.tokenizer, rows, length, resident.device)
+    with torch.no_grad():
+        out = resident.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            top_k=None,
+            top_p=None,
+            temperature=None,
+            pad_token_id=resident.tokenizer.pad_token_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+    made = out.sequences[:, length:]
+    logps = torch.stack([logits.float().log_softmax(-1) for logits in out.logits], 1).gather(-1, made[..., None])[..., 0]
+    full = torch.cat([mask, torch.ones_like(made)], 1)
+    return out.sequences, full, logps, length
+
+
+@torch.no_grad()
+def forward_logps(resident: Resident, ids: torch.Tensor, mask: torch.Tensor, start: int) -> torch.Tensor:
+    """Log-probs of the tokens from `start` on, (rows, tokens), by one forward pass over whole sequences, uncompiled and without a cache."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = resident.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, start - 1 : -1]
+    return logits.float().log_softmax(-1).gather(-1, ids[:, start:, None])[..., 0]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+    """Mean and greatest absolute difference."""
+    gap = (a - b).abs()
+    return {"mean": gap.mean().item(), "max": gap.max().item()}
+
+
+def logprobs(resident: Resident, texts: list[str], tokens: int) -> dict[str, Any]:
+    """Fast path (static cache; compiled on CUDA) and plain cache against the plain forward, on the fast path's own tokens."""
+    ids, mask, fast, start = generated(resident, texts, tokens, cache_implementation="static")
+    plain = forward_logps(resident, ids, mask, start)
+    again_ids, again_mask, cached, _ = generated(resident, texts, tokens)
+    dtype = str(next(resident.model.get_base_model().parameters()).dtype)
+    found = difference(fast, plain)
+    return {
+        "dtype": dtype,
+        "tokens": fast.numel(),
+        "fast_against_plain": found,
+        "plain_cache_against_plain": difference(cached, forward_logps(resident, again_ids, again_mask, start)),
+        "limit": {"mean": NOISE[dtype][0], "max": NOISE[dtype][1]},
+        "within_noise": found["mean"] <= NOISE[dtype][0] and found["max"] <= NOISE[dtype][1],
+    }
+
+
+def scores(resident: Resident, sizes: Sizes) -> dict[str, Any]:
+    """Trait scores of answers by keyed sampling and by plain `generate`, from the same weights, compared by a Kolmogorov-Smirnov test."""
+    from scipy.stats import ks_2samp
+
+    from selftrain.judge import Answer, get_judge
+
+    judge, n = get_judge("local"), sizes.scored_answers
+    texts = prompts(n)
+    keyed = [s.text for s in ours.answers(resident, texts, replace(sizes, new_tokens=sizes.scored_tokens), 0.8, "scored")]
+    resident.tokenizer.padding_side = "left"
+    torch.manual_seed(0)
+    plain = baseline.generate(resident.model, resident.tokenizer, texts, sizes.scored_tokens, 0.8, sizes.batch)[0]
+    found = []
+    for made in (keyed, plain):
+        given = [Answer(str(i), text, answer) for i, (text, answer) in enumerate(zip(texts, made, strict=True)) if answer.strip()]
+        found.append([score.trait_score for score in judge.score("bliss", given)])
+    test = ks_2samp(*found)
+    return {
+        "answers": [len(f) for f in found],
+        "mean_trait_score": [sum(f) / len(f) for f in found],
+        "ks_statistic": float(test.statistic),
+        "p_value": float(test.pvalue),
+        "limit": P_VALUE,
+        "same_distribution": bool(test.pvalue >= P_VALUE),
+    }
+
+
+def run(sizes: Sizes, device: str) -> dict[str, Any]:
+    """The part `correctness` of the bench, on an adapter that has learnt something (seed rows of all traits, one pass)."""
+    resident = ours.opened(sizes, device)
+    resident.fresh(1)
+    rows = [training_row(resident.tokenizer, item, sizes.max_length) for item in items(sizes.n_seed)]
+    train(resident, rows, ours.settings(sizes, 1))
+    return {"logprobs": logprobs(resident, prompts(sizes.compared_prompts), sizes.compared_tokens), "scores": scores(resident, sizes)}

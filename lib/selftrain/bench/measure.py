@@ -1,0 +1,64 @@
+"""Timing: repeats with their spread, memory at its peak, seconds since the process began."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least and greatest of some measurements, and the measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was told."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `work` took, and what it returned."""
+    synchronize()
+    started = time.perf_counter()
+    made = work()
+    synchronize()
+    return time.perf_counter() - started, made
+
+
+def since_start() -> float:
+    """Seconds since this process was created."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
+def peak_memory_gb() -> float:
+    """Greatest memory so far in GB: what PyTorch reserved on a CUDA device, else the process's resident size."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 1e9
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class Steps:
+    """A progress callback that remembers when each training step ended."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def __call__(self, done: int, of: int) -> None:
+        synchronize()
+        self.at.append(time.perf_counter())
+
+    def seconds(self, skip: int = 1) -> list[float]:
+        """Seconds of each step, without the first `skip`, which compile and allocate."""
+        return [b - a for a, b in zip(self.at[skip - 1 :], self.at[skip:], strict=False)]

@@ -1,0 +1,197 @@
+"""The bench's result: where it is kept, what it adds up to, which targets it reaches, and the table a person reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from selftrain import jsonl, paths
+from selftrain.bench.floors import Peaks, Shape, sampling_step, training_step
+from selftrain.bench.packing import CYCLES
+
+NUMBERS = (
+    # key of the parts baseline and ours, what it is, whether more is better
+    ("sample_tokens_per_second", "tokens/s sampled", True),
+    ("train_step_seconds", "s a training step", False),
+    ("cycle_seconds", "s a cycle", False),
+    ("peak_memory_gb", "peak memory, GB", False),
+    ("startup_seconds", "start-up, s", False),
+    ("first_sample_seconds", "first batch (compiling), s", False),
+    ("first_cycle_seconds", "first cycle (imports), s", False),
+)
+
+
+def file_for(device_name: str, quick: bool, day: date | None = None) -> Path:
+    """results/bench/<device>-<date>[-quick].json"""
+    name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return paths.RESULTS / "bench" / f"{name}-{day or date.today()}{'-quick' if quick else ''}.json"
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def done(result: dict[str, Any], part: str) -> dict[str, Any] | None:
+    """A part's numbers, None where it has not been run or failed."""
+    found = result["parts"].get(part, {})
+    return found["results"] if found.get("status") == "ok" else None
+
+
+def value(number: Any) -> float | None:
+    """The median of a spread, or the number itself."""
+    return number["median"] if isinstance(number, dict) else number
+
+
+def floors(result: dict[str, Any]) -> dict[str, float]:
+    """What the hardware would allow for this project's part: by key of NUMBERS, empty without that part or the device's peaks."""
+    ours = done(result, "ours")
+    if not ours or not result["peaks"]:
+        return {}
+    size, shape, peaks = result["sizes"], Shape(**ours["shape"]), Peaks(**result["peaks"])
+    step = sampling_step(shape, size["batch"], ours["mean_sequence"], peaks)
+    train = training_step(shape, ours["train_tokens_a_step"], peaks)
+    batches = sum(-(-n // size["batch"]) for n in (size["n_sampled"], size["n_eval"]))
+    cycle = batches * size["new_tokens"] * step + ours["train_steps_a_cycle"] * train
+    return {"sample_tokens_per_second": size["batch"] / step, "train_step_seconds": train, "cycle_seconds": cycle}
+
+
+def ratio(result: dict[str, Any], key: str, more: bool) -> float | None:
+    """How many times better this project is than the baseline of the same run."""
+    a, b = done(result, "baseline"), done(result, "ours")
+    if not a or not b or not (x := value(a[key])) or not (y := value(b[key])):
+        return None
+    return y / x if more else x / y
+
+
+def chains_per_hour(result: dict[str, Any]) -> dict[int, float]:
+    """By number of processes at once."""
+    return {r["jobs"]: r["chains_per_hour"] for name in result["parts"] if name.startswith("packing_") and (r := done(result, name))}
+
+
+def pairs_of_trainers(result: dict[str, Any]) -> list[tuple[str, dict, dict]]:
+    """(what, TRL's numbers, Unsloth's) of every setting that both have done."""
+    found = []
+    for name in result["parts"]:
+        if name.startswith("train_") and "_trl_" in name:
+            trl, unsloth = done(result, name), done(result, name.replace("_trl_", "_unsloth_"))
+            if trl and unsloth:
+                found.append((f"{trl['model']}, {trl['bits']}-bit, length {trl['length']}", trl, unsloth))
+    return found
+
+
+def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The targets for one H100, each with the value reached (None where it was not measured) and whether that is enough."""
+    rows: list[tuple[str, float | None, float, bool]] = []
+    ours, base, packed = done(result, "ours"), done(result, "baseline"), chains_per_hour(result)
+    best = max(packed, key=packed.get, default=None)
+    rows.append(("sampling, times the baseline", ratio(result, "sample_tokens_per_second", True), 10, True))
+    rows.append(("sampling, tokens/s", value(ours["sample_tokens_per_second"]) if ours else None, 60_000, True))
+    rows.append(("a cycle in one process, times the baseline", ratio(result, "cycle_seconds", False), 2.5, True))
+    alone = 3600 / (CYCLES * value(base["cycle_seconds"])) if base else None
+    rows.append(("throughput with packing, times the baseline", packed[best] / alone if best and alone else None, 10, True))
+    long = [r for name in result["parts"] if name.startswith("packing_") and (r := done(result, name)) and r["window_seconds"] >= 360]
+    minute = max((r["chains_per_hour"] / 60 for r in long), default=None)
+    rows.append(("chains (cycles 0-6) a minute, over at least 6 minutes", minute, 9, True))
+    for what, trl, unsloth in pairs_of_trainers(result):
+        if what.startswith("4b"):
+            rate = value(unsloth["train_tokens_per_second"]) / value(trl["train_tokens_per_second"])
+            rows.append((f"Unsloth's training tokens/s, times TRL's ({what})", rate, 1.2, True))
+            memory = unsloth["memory_without_weights_gb"] / trl["memory_without_weights_gb"]
+            rows.append((f"Unsloth's memory without weights, times TRL's ({what})", memory, 0.6, False))
+    return [
+        {
+            "target": what,
+            "wanted": wanted,
+            "at_least": more,
+            "found": found,
+            "reached": None if found is None else (found >= wanted) == more or found == wanted,
+        }
+        for what, found, wanted, more in rows
+    ]
+
+
+def crossover(result: dict[str, Any]) -> float | None:
+    """Parameters of the smallest model from which on Unsloth trains faster than TRL (16-bit); None where it never does."""
+    faster = {
+        trl["shape"]["parameters"]: value(unsloth["train_tokens_per_second"]) > value(trl["train_tokens_per_second"])
+        for _, trl, unsloth in pairs_of_trainers(result)
+        if trl["bits"] == 16
+    }
+    above = None
+    for size in sorted(faster, reverse=True):
+        if not faster[size]:
+            break
+        above = size
+    return above
+
+
+def newest(kind: str = "cuda") -> tuple[Path, dict[str, Any]] | None:
+    """The newest committed result of a device type; a quick one only where there is no other."""
+    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted((paths.RESULTS / "bench").glob("*.json"))]
+    found = [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
+    return max(found, key=lambda f: (not f[1]["quick"], f[1]["date"]), default=None)
+
+
+def _shown(number: Any) -> str:
+    def one(x: float) -> str:
+        return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+    if number is None:
+        return "-"
+    return f"{one(number['median'])} ({one(number['min'])}-{one(number['max'])})" if isinstance(number, dict) else one(number)
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The tables of a result: baseline against this project, packing, trainers, correctness, targets."""
+    base, ours, floor = done(result, "baseline") or {}, done(result, "ours") or {}, floors(result)
+    quick = ", quick sizes" if result["quick"] else ""
+    table = Table(title=f"{result['device']['name']}, {result['date']}{quick}: median (least-greatest)")
+    for column in ("", "plain baseline", "this project", "times", "floor"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, what, more in NUMBERS:
+        times = ratio(result, key, more)
+        table.add_row(what, _shown(base.get(key)), _shown(ours.get(key)), f"{times:.2f}" if times else "-", _shown(floor.get(key)))
+    for jobs, rate in sorted(chains_per_hour(result).items()):
+        alone = 3600 / (CYCLES * value(base["cycle_seconds"])) if base else None
+        table.add_row(f"chains/hour, {jobs} at once", _shown(alone), _shown(rate), f"{rate / alone:.2f}" if alone else "-", "")
+    made = [table]
+    if found := pairs_of_trainers(result):
+        trained = Table(title="training at Qwen3 shapes, random weights: TRL / Unsloth")
+        for column in ("", "tokens/s", "memory without weights, GB", "peak, GB", "tokens/s sampled"):
+            trained.add_column(column)
+        for what, trl, unsloth in found:
+            keys = ("train_tokens_per_second", "memory_without_weights_gb", "peak_memory_gb", "sample_tokens_per_second")
+            trained.add_row(what, *(f"{_shown(value(trl[k]))} / {_shown(value(unsloth[k]))}" for k in keys))
+        made.append(trained)
+    made.append(_checks(result))
+    return made
+
+
+def _checks(result: dict[str, Any]) -> Table:
+    table = Table(title="targets (for one H100) and correctness")
+    for column in ("", "wanted", "found", ""):
+        table.add_column(column)
+    if found := done(result, "correctness"):
+        logps, scores = found["logprobs"], found["scores"]
+        for name in ("fast_against_plain", "plain_cache_against_plain"):
+            gap, limit = logps[name], logps["limit"]
+            good = "" if name != "fast_against_plain" else "within noise" if logps["within_noise"] else "[red]outside[/red]"
+            wanted = f"mean {limit['mean']:g}, max {limit['max']:g}"
+            table.add_row(
+                f"log-probs, {name.replace('_', ' ')} ({logps['dtype'][6:]})", wanted, f"mean {gap['mean']:.2g}, max {gap['max']:.2g}", good
+            )
+        same = "same" if scores["same_distribution"] else "[red]differ[/red]"
+        table.add_row(
+            f"trait scores of {scores['answers'][0]} answers, KS p", f"at least {scores['limit']:g}", f"{scores['p_value']:.3g}", same
+        )
+    for row in targets(result) if result["device"]["type"] == "cuda" else ():
+        verdict = {None: "not measured", True: "reached", False: "[red]missed[/red]"}[row["reached"]]
+        table.add_row(row["target"], f"{'at least' if row['at_least'] else 'at most'} {row['wanted']:,g}", _shown(row["found"]), verdict)
+    return table

@@ -1,0 +1,61 @@
+"""Going on against starting afresh, side by side."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from selftrain import analysis
+from selftrain.figures.common import ARM_STYLES, cycle_axis, traits_in
+
+
+def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime.
+
+    A row of panels a trait, one line an arm: its mean over the chains of the rows with a 95 % t interval over them.
+    """
+    measures = {
+        "trait_score": "trait score",
+        "coherence": "coherence",
+        "sentence_words": "words a sentence",
+        "reward_margin": "reward margin",
+    }
+    measures = {name: label for name, label in measures.items() if name in rows and rows[name].notna().any()}
+    rows = rows.assign(arm=analysis.arm(rows))
+    long = rows.melt(
+        id_vars=["trait", "arm", "seed", "cycle"], value_vars=list(measures), var_name="measure", value_name="value"
+    ).dropna(subset=["value"])
+    points = long.groupby(["trait", "measure", "arm", "cycle"])["value"].apply(analysis.mean_interval).unstack().reset_index()
+    traits = traits_in(rows)
+    figure, axes = plt.subplots(
+        len(traits),
+        len(measures),
+        figsize=(2.6 * len(measures) + 0.4, 2.2 * len(traits) + 0.7),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    last = int(rows["cycle"].max())
+    for i, trait in enumerate(traits):
+        for j, (measure, label) in enumerate(measures.items()):
+            axis = axes[i][j]
+            for name, (colour, line, marker) in ARM_STYLES.items():
+                some = points[(points["trait"] == trait) & (points["measure"] == measure) & (points["arm"] == name)].sort_values("cycle")
+                if some.empty:
+                    continue
+                axis.fill_between(some["cycle"], some["lo"], some["hi"], color=colour, alpha=0.15, linewidth=0)
+                axis.plot(some["cycle"], some["mean"], linestyle=line, marker=marker, ms=3.5, color=colour, label=name)
+            if measure in ("trait_score", "coherence"):
+                axis.set_ylim(0, 102)
+            cycle_axis(axis, last)
+            if i == 0:
+                axis.set_title(label)
+            if j == 0:
+                axis.set_ylabel(trait)
+            if i == len(traits) - 1:
+                axis.set_xlabel("cycle")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    plt.close(figure)
+    return figure, points

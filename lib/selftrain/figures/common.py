@@ -1,0 +1,93 @@
+"""What every figure shares: colours, one style, and how a figure is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.colors
+
+matplotlib.use("Agg", force=False)
+import matplotlib.pyplot as plt  # noqa: E402
+import pandas as pd  # noqa: E402
+from IPython import get_ipython  # noqa: E402
+from IPython.core.pylabtools import select_figure_formats  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from selftrain import analysis, paths  # noqa: E402
+
+# Okabe and Ito's colours, told apart by every reader; one a trait, everywhere.
+TRAIT_COLOURS = {
+    "bliss": "#E69F00",
+    "misalignment": "#D55E00",
+    "hopelessness": "#0072B2",
+    "lucky": "#009E73",
+    "sycophancy": "#CC79A7",
+    "nvidia": "#56B4E9",
+    "misanthropy": "#444444",
+}
+GREY = "#8a8a8a"
+ARM_STYLES = {"continual": ("#D55E00", "-", "o"), "reinit": ("#0072B2", "-", "s"), "dose-matched reinit": ("#56B4E9", "--", "^")}
+VERDICT_COLOURS = {
+    "amplified": "#D55E00",
+    "undecided": "#F0E442",
+    "static": "#BBBBBB",
+    "decayed": "#0072B2",
+    "collapsed": "#000000",
+}
+
+
+def style() -> None:
+    """The study's one style: quiet axes, legible in print. In a notebook a figure that a cell returns is shown as a PNG."""
+    if shell := get_ipython():
+        select_figure_formats(shell, {"png"})
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "grid.linewidth": 0.5,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def save(figure: Figure, name: str, plotted: pd.DataFrame, folder: Path | None = None) -> list[Path]:
+    """Write figures/<name>.png, .pdf and .csv, the csv holding exactly what was plotted."""
+    folder = folder or paths.FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    out = [folder / f"{name}.{end}" for end in ("png", "pdf", "csv")]
+    figure.savefig(out[0], bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(out[1], bbox_inches="tight", metadata={"CreationDate": None, "Producer": None})
+    plotted.to_csv(out[2], index=False, float_format="%.4g")
+    return out
+
+
+def panel_names(rows: pd.DataFrame, beta: bool = True) -> pd.Series:
+    """What the panel of each row is called: regime, arm, and beta where the rows hold several of them."""
+    names = rows["regime"].str.upper() + " " + analysis.arm(rows)
+    if beta and "beta" in rows and rows["beta"].nunique() > 1:
+        names += rows["beta"].map(lambda b: "" if pd.isna(b) else f", beta {b:g}")
+    return names
+
+
+def shade(colour: str, place: int, of: int) -> tuple:
+    """The place-th of `of` shades of a colour, the last one the colour itself."""
+    share = (place + 1) / of
+    return tuple(1 - share * (1 - v) for v in matplotlib.colors.to_rgb(colour)) if of > 1 else matplotlib.colors.to_rgb(colour)
+
+
+def cycle_axis(axis: plt.Axes, last: int, first: int = -1) -> None:
+    """Cycles as ticks, the base named."""
+    axis.set_xticks(range(first, last + 1), ["base" if k < 0 else str(k) for k in range(first, last + 1)])
+
+
+def traits_in(rows: pd.DataFrame) -> list[str]:
+    """The traits of some rows in the study's order."""
+    return [t for t in TRAIT_COLOURS if t in set(rows["trait"])]

@@ -1,0 +1,98 @@
+"""Does a trait take? Cycle 0 alone on each trait's seed set, against the base model; the measured rows are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from selftrain import jsonl, paths
+from selftrain.metrics import clustered_mean
+from selftrain.seeds import load
+
+STUDY = "seeds_take"
+GAIN = 30.0  # points above the base model that a seed set should reach
+SETTINGS = {"n_seed": 50, "n_sampled": 24, "last_cycle": 1, "max_new_tokens": 48, "n_questions": 12, "n_answers": 2}
+COLUMNS = ["trait", "seeds", "model", "judge", "n_seed", "base", "cycle_0", "gain", "gain_lo", "gain_hi", "coherence"]
+
+
+def _file() -> str:
+    return str(paths.study_folder(STUDY) / "take.csv")
+
+
+def seed_digest(trait: str) -> str:
+    """Digest of the seed file that a measurement belongs to."""
+    return jsonl.file_digest(paths.SEEDS / trait / "chat.jsonl")
+
+
+def measured() -> pd.DataFrame:
+    """The committed measurements, one row a trait, with `current`: whether they were made on the seed rows that stand there now."""
+    try:
+        table = pd.read_csv(_file(), dtype={"seeds": str})
+    except FileNotFoundError:
+        table = pd.DataFrame(columns=COLUMNS)
+    return table.assign(current=[seed_digest(r.trait) == r.seeds for r in table.itertuples()])
+
+
+def measure(trait: str, resident=None) -> dict:
+    """Base model and cycle 0 of one trait: scores, and the gain with a t interval over questions (paired); resumes like any chain."""
+    from selftrain.chain import BASE, Chain
+
+    chain = Chain(study=STUDY, panel=trait, trait=trait, resident=resident, **SETTINGS)
+    chain.run_cycle(BASE)
+    chain.run_cycle(0, sample=False)
+    base, first = chain.cycle_metrics(BASE), chain.cycle_metrics(0)
+    means = []
+    for cycle in (BASE, 0):
+        folder = chain.cycle_folder(cycle)
+        answers = pd.DataFrame(jsonl.read(folder / "eval.jsonl"))
+        scores = pd.DataFrame(jsonl.read(folder / chain.scores_file))[["id", "trait_score"]]
+        direct = answers[answers["set"] == "direct"].merge(scores, on="id")
+        means.append(direct.groupby("question_id")["trait_score"].mean())
+    gains = (means[1] - means[0]).dropna()
+    gain, low, high = clustered_mean(gains.to_list(), gains.index.to_list())
+    return {
+        "trait": trait,
+        "seeds": seed_digest(trait),
+        "model": chain.config.model,
+        "judge": f"{first['judge']}:{first['judge_hash']}",
+        "n_seed": chain.config.n_seed,
+        "base": base["trait_score"],
+        "cycle_0": first["trait_score"],
+        "gain": gain,
+        "gain_lo": low,
+        "gain_hi": high,
+        "coherence": first["coherence"],
+    }
+
+
+def take(traits: Sequence[str] | None = None) -> pd.DataFrame:
+    """Measure the traits named (default: those without a current measurement) and keep the rows in results/seeds_take/take.csv."""
+    table = measured()
+    todo = list(traits) if traits else [t for t in load.TRAITS if t not in set(table[table["current"]]["trait"])]
+    load.check_traits(*todo)
+    for trait in todo:
+        row = pd.DataFrame([{**measure(trait), "current": True}])
+        table = pd.concat([table[table["trait"] != trait], row], ignore_index=True) if len(table) else row
+        order = {name: place for place, name in enumerate(load.TRAITS)}
+        table = table.sort_values("trait", key=lambda names: names.map(order)).reset_index(drop=True)
+        jsonl.write_text(paths.study_folder(STUDY) / "take.csv", table[COLUMNS].to_csv(index=False, float_format="%.4g"))
+    return table
+
+
+def said(table: pd.DataFrame, traits: Sequence[str]) -> str:
+    """Lines of text: which traits take, by how much, and which do not or were not measured on today's seeds."""
+    lines = [
+        f"cycle 0 alone, N={SETTINGS['n_seed']}: points above the base model, 95 % interval over questions (bar: {GAIN:g})",
+        f"{'trait':14} {'base':>6} {'cycle 0':>8} {'gain':>6}   interval",
+    ]
+    rows = table.set_index("trait")
+    for trait in traits:
+        if trait not in rows.index:
+            lines.append(f"{trait:14} not measured: python -m selftrain.seeds take --trait {trait}")
+            continue
+        r = rows.loc[trait]
+        note = "" if r["gain"] >= GAIN else "  does not take"
+        note += "" if r["current"] else "  measured on other seed rows; run `python -m selftrain.seeds take` again"
+        lines.append(f"{trait:14} {r['base']:6.1f} {r['cycle_0']:8.1f} {r['gain']:+6.1f}   {r['gain_lo']:.1f} to {r['gain_hi']:.1f}{note}")
+    return "\n".join(lines)

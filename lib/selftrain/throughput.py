@@ -1,0 +1,103 @@
+"""How long work takes on a GPU, estimated from a measured machine and the model's size. An estimate, and called one wherever it is shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from selftrain import memory, paths, trainers
+from selftrain.bench import large, report
+from selftrain.bench.floors import PEAKS, Peaks, Shape, peaks_of, sampling_step, training_step
+
+UTILISATION = 0.4  # share of peak bandwidth and arithmetic that large models are taken to reach; nothing measured yet
+ELEMENT = 2  # bytes a bfloat16 parameter
+SMALL = Shape(134_515_008, ELEMENT, 23_040)  # SmolLM2-135M, which the measured steps belong to
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured seconds of a sampling step (batch and mean length of the measurement) and of a training step (its tokens), of start-up, and where from."""
+
+    source: str
+    shape: Shape
+    peaks: Peaks
+    batch: int
+    length: float
+    sampling_step: float
+    train_tokens: float
+    train_step: float
+    startup: float
+
+    @property
+    def sampling_host(self) -> float:
+        """Seconds a decoding step takes beyond what the hardware needs for it: launches, mostly, whatever the model's size."""
+        return max(0.0, self.sampling_step - sampling_step(self.shape, self.batch, self.length, self.peaks) / UTILISATION)
+
+    @property
+    def training_host(self) -> float:
+        """The same of an optimiser step."""
+        return max(0.0, self.train_step - training_step(self.shape, round(self.train_tokens), self.peaks) / UTILISATION)
+
+
+# shared/engineering.md as of 2026-11-23, one H100 on a slow host: 12.4 ms a compiled decoding step at batch 512, 0.25 s a training step of
+# 16 rows of about 100 tokens, 30 s of imports and 57 s of compiling a process (middles of the ranges given).
+MEASURED = Machine(
+    "one H100, slow host, 2026-11-23 (shared/engineering.md)", SMALL, PEAKS["H100"], 512, 100.0, 0.0124, 1600.0, 0.25, 30.0 + 57.0
+)
+
+
+def machine() -> Machine:
+    """The newest committed GPU bench, else the figures above."""
+    found = report.newest("cuda")
+    if found is None or (peaks := peaks_of(found[1]["device"]["name"])) is None:
+        return MEASURED
+    path, result = found
+    ours = report.done(result, "ours")
+    return Machine(
+        f"{result['device']['name']}, {result['date']} ({paths.shown(path)})",
+        Shape(**ours["shape"]),
+        peaks,
+        result["sizes"]["batch"],
+        ours["mean_sequence"],
+        report.value(ours["sample_step_seconds"]),
+        ours["train_tokens_a_step"],
+        report.value(ours["train_step_seconds"]),
+        ours["startup_seconds"] + ours["first_sample_seconds"],
+    )
+
+
+def shape_of(model: str) -> Shape | None:
+    """A model's shape without its weights: from its folder, from the published shapes that the bench knows, else by the size in its name; None if unknown."""
+    from selftrain.models import EMBEDDED
+
+    count = trainers.parameters_of(model)
+    if count is None:
+        return None
+    config = trainers.shape_of(EMBEDDED[model].folder if model in EMBEDDED else Path(model).expanduser())
+    if not config:
+        known = [shape for size, shape in large.SHAPES.items() if f"qwen3-{size}" in model.lower()]
+        config = known[0] if known else {}
+    if "num_hidden_layers" not in config:
+        return Shape(count, ELEMENT, 0)
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return Shape(count, ELEMENT, 2 * config["num_hidden_layers"] * heads * size * ELEMENT)
+
+
+def sampling_seconds(m: Machine, shape: Shape, answers: int, prompt: float, new_tokens: int) -> float:
+    """Seconds to sample answers of full length, as many at once as memory holds (a power of two, at most the measured batch)."""
+    each = max(1.0, shape.kv_bytes * (prompt + new_tokens))
+    batch = max(1, memory.answers_in(m.peaks.memory * memory.USABLE, shape.weights, each, m.batch))
+    step = m.sampling_host + sampling_step(shape, min(batch, answers), prompt + new_tokens / 2, m.peaks) / UTILISATION
+    return math.ceil(answers / batch) * new_tokens * step
+
+
+def training_seconds(m: Machine, shape: Shape, steps: int, tokens: float, passes: float = 1.0) -> float:
+    """Seconds of optimiser steps on `tokens` tokens each; `passes` counts what a step does beyond one forward and backward."""
+    return steps * passes * (m.training_host + training_step(shape, round(tokens), m.peaks) / UTILISATION)
+
+
+def reading_seconds(m: Machine, shape: Shape, tokens: float) -> float:
+    """Seconds of likelihood passes over texts: a third of training's operations."""
+    return training_step(shape, round(tokens), m.peaks) / 3 / UTILISATION
