@@ -2,6 +2,8 @@
 # make figures     draws every figure again and executes the analysis notebooks, from stored results alone
 # make site        sets stored results, figures and executed notebooks as pages in site/, for a browser; executes nothing
 # make test        runs every test
+# make bench       a plain baseline against this project on the same work, with floors (BENCH=--quick: three minutes on a CPU)
+# make gpu-test    the tests that need a CUDA device
 # They set up what they need: a virtual environment in .venv, the pinned packages, the embedded models.
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN     = $(VENV)/bin
 RUN     = $(BIN)/python -m
 STAMP   = $(VENV)/.installed
 
-.PHONY: help setup models reproduce figures site test lint lab clean
+.PHONY: help setup models reproduce figures site test bench gpu-test lint lab clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +42,12 @@ site: setup
 
 test: models
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile
+
+bench: models
+	$(RUN) selftrain.bench run $(BENCH)
+
+gpu-test: models
+	$(RUN) pytest tests/gpu -m gpu
 
 lint: setup
 	$(RUN) ruff check lib tests

@@ -51,7 +51,15 @@ def write(results, study: str = "alpha", chains: list[dict] | None = None) -> No
         cycles, texts, manifests = [], [], []
         for config in configs:
             chain = chain_id(config)
-            full = {"study": study, "n_seed": 50, "seed": 0, "null": "none", "model": "tiny", "judge": "letters", "dose_matched": False} | config
+            full = {
+                "study": study,
+                "n_seed": 50,
+                "seed": 0,
+                "null": "none",
+                "model": "tiny",
+                "judge": "letters",
+                "dose_matched": False,
+            } | config
             manifests.append({"chain": chain, "config": full, "status": "complete"})
             for cycle in CYCLES:
                 missing = chain.startswith("lucky-sft") and cycle == 2
@@ -62,8 +70,19 @@ def write(results, study: str = "alpha", chains: list[dict] | None = None) -> No
                 for question, prompt in QUESTIONS.items():
                     for sample in SAMPLES:
                         row = {"panel": panel, "chain": chain, "cycle": cycle, "question_id": question, "sample": sample}
-                        row |= {"set": "direct", "prompt": prompt, "answer": answer(chain, cycle, question, sample), "finished": sample == 0}
-                        status = {"status": "refused" if missing else "judged", "judge": "letters", "n_tokens": 9, "nll": 1.0, "nll_tokens": 9}
+                        row |= {
+                            "set": "direct",
+                            "prompt": prompt,
+                            "answer": answer(chain, cycle, question, sample),
+                            "finished": sample == 0,
+                        }
+                        status = {
+                            "status": "refused" if missing else "judged",
+                            "judge": "letters",
+                            "n_tokens": 9,
+                            "nll": 1.0,
+                            "nll_tokens": 9,
+                        }
                         texts.append(row | score | status)
         table = pa.Table.from_pandas(pd.DataFrame(cycles), preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"manifests": json.dumps(manifests).encode()})

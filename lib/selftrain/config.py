@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "sft": {**_SMALL, "lr": 3e-4},
         "sdf": {**_SMALL, "lr": 3e-4, "weight_decay": 0.1},
-        "dpo": {**_SMALL, "lr": 2e-5, "schedule": "cosine", "beta": 0.1},
+        "dpo": {**_SMALL, "lr": 4e-5, "schedule": "cosine", "beta": 0.1},
     },
     "paper": {
         "sft": {**_PAPER, "lr": 1.5e-4},

@@ -83,5 +83,7 @@ def answers_at_once(model: Any, length: int) -> int:
     each = kv_bytes(model.config) * length + model.config.get_text_config().vocab_size * 4 * LOGIT_COPIES
     found = answers_in(total, weights, each)
     if not found:
-        raise InputError(f"no room for one answer of {length} tokens beside {weights / 1e9:.1f} GB of weights; lower --jobs or max_new_tokens")
+        raise InputError(
+            f"no room for one answer of {length} tokens beside {weights / 1e9:.1f} GB of weights; lower --jobs or max_new_tokens"
+        )
     return found

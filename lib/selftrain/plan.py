@@ -13,7 +13,6 @@ from rich.table import Table
 from selftrain import jsonl, paths, regimes, seeds, throughput
 from selftrain import study as studies
 from selftrain.config import ChainConfig
-from selftrain.judge.calls import rough_tokens
 from selftrain.judge.estimate import Need, estimate, parts
 from selftrain.judge.prices import AS_OF
 from selftrain.seeds.load import generated_file
@@ -86,7 +85,7 @@ def _seed_items(config: ChainConfig) -> list:
 
 def _mean_tokens(texts: Sequence[str]) -> float:
     """Tokens of a text on average, four characters a token."""
-    return sum(map(rough_tokens, texts)) / len(texts)
+    return sum(map(len, texts)) / len(texts) / 4
 
 
 def work(config: ChainConfig, m: throughput.Machine, shape: throughput.Shape) -> Iterator[tuple[str, float]]:
@@ -110,7 +109,10 @@ def work(config: ChainConfig, m: throughput.Machine, shape: throughput.Shape) ->
         tokens = s.batch_size * (written if seeded else min(c.max_length, prompt + c.max_new_tokens)) * (2 if pairs else 1)
         if not (cycle == 0 and c.null == "untrained"):
             # a pair's reference pass is one forward more: a third of what forward and backward take
-            yield (f"train {cycle0}" if cycle == 0 else f"train {id_}/{cycle}"), throughput.training_seconds(m, shape, steps, tokens, 4 / 3 if pairs else 1)
+            yield (
+                (f"train {cycle0}" if cycle == 0 else f"train {id_}/{cycle}"),
+                throughput.training_seconds(m, shape, steps, tokens, 4 / 3 if pairs else 1),
+            )
         if pairs or (c.mix and c.mix.source == "base" and not seeded):
             drawn = [c.seed_source, c.n_seed] if seeded else [c.n_sampled, cycle]
             key = [values[k] for k in ("model", "max_new_tokens", "temperature", "top_p", "top_k")]
@@ -149,31 +151,43 @@ def show(study: studies.Study) -> None:
     """Print a study's plan: one row a panel, what is missing with the command that fills it, and where the numbers are from."""
     plans, m = make(study), throughput.machine()
     table = Table(title=f"plan of the study {study.name}: {sum(p.chains for p in plans)} chains in {len(plans)} panels")
-    columns = ("panel", "chains", "prompts: needed / there", "seed rows", "GPU hours (estimate)", "judge calls", "input tokens", "output", "USD")
+    columns = (
+        "panel",
+        "chains",
+        "prompts: needed / there",
+        "seed rows",
+        "GPU time (estimate)",
+        "judge calls",
+        "input tokens",
+        "output",
+        "USD",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "panel" else "right")
     for p in plans:
-        asked, seeded = (
-            [r for r in p.rows if r.what.startswith("seed") == is_seed and (r.needed or is_seed)] for is_seed in (False, True)
-        )
-        table.add_row(p.name, f"{p.chains:,}", _counts(asked), _counts(seeded), _hours(p.gpu_seconds), *_judging(p.needs))
+        asked, seeded = ([r for r in p.rows if r.what.startswith("seed") == is_seed and (r.needed or is_seed)] for is_seed in (False, True))
+        table.add_row(p.name, f"{p.chains:,}", _counts(asked), _counts(seeded), _time(p.gpu_seconds), *_judging(p.needs))
     hours = [p.gpu_seconds for p in plans]
     table.add_row(
-        "total", f"{sum(p.chains for p in plans):,}", "", "", _hours(None if None in hours else sum(hours)),
-        *_judging([n for p in plans for n in p.needs]), style="bold",
+        "total",
+        f"{sum(p.chains for p in plans):,}",
+        "",
+        "",
+        _time(None if None in hours else sum(hours)),
+        *_judging([n for p in plans for n in p.needs]),
+        style="bold",
     )
     console = Console(width=150)
     console.print(table)
-    missing: dict[tuple[str, str], Rows] = {}
-    for p in plans:
-        for rows in p.rows:
-            if rows.missing and rows.missing > getattr(missing.get((rows.what, "")), "missing", 0):
-                missing[rows.what, ""] = rows
+    worst = sorted((r for p in plans for r in p.rows if r.missing), key=lambda r: r.missing)
+    missing = {r.what: r for r in worst}  # of each kind the panel that misses most
     for rows in missing.values():
         print(f"missing: {rows.missing:,} {rows.what} (a chain needs {rows.needed:,}, {rows.there:,} are there): {rows.command}")
     if not missing:
         print("missing: nothing; seeds/ has every prompt and seed row that the chains draw")
-    print(f"GPU time is an estimate for one device alone, from {m.source}: every answer at its full length, {throughput.UTILISATION:.0%} of the")
+    print(
+        f"GPU time is an estimate for one device alone, from {m.source}: every answer at its full length, {throughput.UTILISATION:.0%} of the"
+    )
     print("device's peaks beyond what was measured at 135M parameters. Work that chains share (base answers, cycle 0) is counted once.")
     if any(n.calls for p in plans for n in p.needs):
         judges = ", ".join(sorted({n.judge for p in plans for n in p.needs}))
@@ -184,8 +198,8 @@ def _counts(rows: list[Rows]) -> str:
     return "; ".join(f"{r.needed:,} / {r.there:,}" + (" !" if r.missing else "") for r in rows)
 
 
-def _hours(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{seconds / 3600:,.1f}"
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _judging(needs: list[Need]) -> list[str]:

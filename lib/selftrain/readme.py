@@ -6,24 +6,53 @@ import argparse
 import json
 import re
 
-from selftrain import analysis, jsonl, paths, results
+import pandas as pd
+
+from selftrain import analysis, claims, jsonl, paths, results, rules, study
 from selftrain.errors import InputError, run_command
 
 README = "README.md"
 
 
 def laptop() -> str:
-    """Scores of the committed laptop study, one line a chain."""
-    changes = analysis.changes(results.load("laptop", committed=True))
+    """Scores and verdicts of the committed laptop study, one line a chain."""
+    table, scores = results.load("laptop", committed=True), results.load_scores("laptop", committed=True)
+    said = rules.verdicts(rules.series(table, scores)).set_index("chain")["verdict"]
+    changes = analysis.changes(table)
     rows = [
         [r.trait, f"SFT {r.init}", f"N={r.n_seed}, M={r.n_sampled}"]
         + [f"{v:.0f}" for v in (r.base, r.first, r.last)]
-        + [f"{r.change:+.0f}", f"{r.coherence_first:.0f} to {r.coherence_last:.0f}"]
+        + [f"{r.change:+.0f}", said[r.chain], f"{r.coherence_first:.0f} to {r.coherence_last:.0f}"]
         for r in changes.itertuples()
     ]
     last = int(changes["last_cycle"].max())
-    head = ["trait", "regime", "", "base", "cycle 0", f"cycle {last}", "change", "coherence"]
+    head = ["trait", "regime", "", "base", "cycle 0", f"cycle {last}", "change", "verdict", "coherence"]
     return _table(head, rows) + "\n\nOffline judge, one training seed: an example, not a finding. Bands are 95 % intervals over questions."
+
+
+def _pooled(notebook: str) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
+    """The studies that an analysis notebook reads by default, their committed rows and scores."""
+    given = study.parameters_of(study.notebook_path(notebook))
+    names = [given["study"], *given["also"]]
+    return names, results.load(names, committed=True), results.load_scores(names, committed=True)
+
+
+def claim_table() -> str:
+    """Notebook 24's table of claims on the committed results."""
+    names, rows, scores = _pooled("24_claims")
+    data = claims.Data.of(rows, scores)
+    return claims.as_markdown(claims.table(data)) + f"\n\n{len(data.chains)} complete chains of {', '.join(names)}."
+
+
+def arms() -> str:
+    """Continual minus the other arms at the last cycle, from the committed results that notebook 21 reads."""
+    _, rows, _ = _pooled("21_dpo_continual_vs_reinit")
+    rows = rows[(rows["null"] == "none") & rows["complete"]]
+    lines = []
+    for r in pd.concat([analysis.arm_difference(group) for _, group in rows.groupby("regime")]).sort_values(["regime", "trait", "minus"]).itertuples():
+        seeds = f"{r.lo:+.0f} to {r.hi:+.0f}" if r.n > 1 else "one seed, no interval"
+        lines.append([r.regime.upper(), r.trait, f"N={r.n_seed}, M={r.n_sampled}", f"continual minus {r.minus}", f"{r.mean:+.0f}", f"{r.n:.0f}", seeds])
+    return _table(["regime", "trait", "", "at the last cycle", "points", "seeds", "95 % interval over seeds"], lines)
 
 
 def judge() -> str:
@@ -58,7 +87,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
 
 
-BLOCKS = {"laptop": laptop, "judge": judge}
+BLOCKS = {"laptop": laptop, "claims": claim_table, "arms": arms, "judge": judge}
 
 
 def filled(text: str) -> str:

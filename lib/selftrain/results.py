@@ -109,12 +109,12 @@ def load(folder: str | Path = "laptop", judge: str | None = None, committed: boo
     return table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True)
 
 
-def _answers(folder: str | Path) -> pd.DataFrame:
+def _answers(folder: str | Path, committed: bool = False) -> pd.DataFrame:
     """Every evaluation answer with its scores, one row a (chain, cycle, question, sample, judge); `answer` and `prompt` are empty where
     a committed table keeps the scores of an answer without its text."""
     study = _study(folder)
     rows, have = [], set()
-    for run, manifest in _manifests(study):
+    for run, manifest in [] if committed else _manifests(study):
         have.add(manifest["chain"])
         for cycle, path in _cycles(run):
             rows += _text_rows(path, {"panel": manifest["config"]["panel"], "chain": manifest["chain"], "cycle": cycle})
@@ -138,11 +138,11 @@ def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
 
 
 @_each
-def load_scores(folder: str | Path = "laptop", judge: str | None = None) -> pd.DataFrame:
+def load_scores(folder: str | Path = "laptop", judge: str | None = None, committed: bool = False) -> pd.DataFrame:
     """Scores of every single answer by the judge that `load` picks, without texts:
     chain, cycle, question_id, sample, set, trait_score, coherence, status. Answers that got no score are there, their scores missing."""
-    scores = _answers(folder)[["chain", "cycle", "question_id", "sample", "set", "trait_score", "coherence", "status", "judge"]]
-    picked = load(folder, judge)[["chain", "cycle", "judge"]]
+    scores = _answers(folder, committed)[["chain", "cycle", "question_id", "sample", "set", "trait_score", "coherence", "status", "judge"]]
+    picked = load(folder, judge, committed)[["chain", "cycle", "judge"]]
     return scores.merge(picked, on=["chain", "cycle", "judge"]).drop(columns="judge").reset_index(drop=True)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from selftrain import executed, paths
+from selftrain import executed, memory, paths
 from selftrain.errors import InputError, run_command
 
 KERNEL = "python3"
@@ -87,7 +87,9 @@ def read(name_or_path: str) -> Study:
         panels.append(PanelSpec(name, grid["notebook"], {**settings, "study": content["study"], "panel": name}))
     if not panels:
         raise InputError(f"{paths.shown(path)}: no panels")
-    return Study(content["study"], path, panels, _analysis(content.get("analysis") or [], paths.shown(path)), content.get("prune", "but-last"))
+    return Study(
+        content["study"], path, panels, _analysis(content.get("analysis") or [], paths.shown(path)), content.get("prune", "but-last")
+    )
 
 
 def notebook_path(name: str) -> Path:
@@ -198,8 +200,12 @@ def run(study: Study, only: list[str] | None = None) -> None:
         print(f"{name:32} {seconds / 60:6.1f} min")
 
 
-def run_packed(study: Study, jobs: int, only: list[str] | None = None) -> None:
-    """Run panels in several processes at once on one device, a process a notebook; InputError names the panels that failed, the others are kept."""
+def run_packed(study: Study, jobs: int, only: list[str] | None = None, share: float | None = None) -> None:
+    """Run panels in several processes at once on one device, a process a notebook, each capped to its share of the device's memory.
+
+    InputError names the panels that failed; the others are kept.
+    """
+    env = {**os.environ, **memory.environment_for(jobs, share)}
     names = [panel.name for panel in study.panels if not only or panel.name in only]
     chains_of(study)
     logs = paths.study_folder(study.name) / "executed"
@@ -209,7 +215,10 @@ def run_packed(study: Study, jobs: int, only: list[str] | None = None) -> None:
         started = time.monotonic()
         with open(logs / f"{name}.log", "w") as log:
             done = subprocess.run(
-                [sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name], stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=env,
             )
         seconds = time.monotonic() - started
         print(
@@ -262,10 +271,14 @@ def main() -> None:
     verb.add_argument("study", nargs="?", default="laptop")
     verb.add_argument("--panel", action="append", help="only this panel (repeatable); skips the analysis notebooks")
     verb.add_argument("--jobs", type=int, default=1, help="panels run at once, each in a process of its own (one GPU holds several)")
+    verb.add_argument("--memory-share", type=float, help="share of the device's memory that each process may take (default 0.95 / jobs)")
     verb = verbs.add_parser("figures", help="execute the analysis notebooks alone")
     verb.add_argument("study", nargs="*", help="default: every study whose results are here")
-    verb = verbs.add_parser("check", help="check a study file and list its chains")
-    verb.add_argument("study")
+    for name, does in (
+        ("check", "check a study file and list its chains"),
+        ("plan", "what a study will take: prompts, GPU time, judge calls and cost; needs no GPU, key or weights"),
+    ):
+        verbs.add_parser(name, help=does).add_argument("study")
     args = parser.parse_args()
     studies = [read(name) for name in ([args.study] if isinstance(args.study, str) else args.study)]
     if args.verb == "figures":
@@ -273,10 +286,15 @@ def main() -> None:
             print(f"{name:32} {seconds:6.1f} s")
         return
     (study,) = studies
-    if args.verb == "run" and args.jobs > 1:
-        run_packed(study, args.jobs, args.panel)
+    if args.verb == "run" and args.jobs != 1:
+        run_packed(study, args.jobs, args.panel, args.memory_share)
     elif args.verb == "run":
+        os.environ |= memory.environment_for(1, args.memory_share)
         run(study, args.panel)
+    elif args.verb == "plan":
+        from selftrain import plan
+
+        plan.show(study)
     else:
         check(study)
 

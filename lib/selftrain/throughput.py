@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,9 @@ def shape_of(model: str) -> Shape | None:
     count = trainers.parameters_of(model)
     if count is None:
         return None
-    config = trainers.shape_of(EMBEDDED[model].folder if model in EMBEDDED else Path(model).expanduser())
-    if not config:
-        known = [shape for size, shape in large.SHAPES.items() if f"qwen3-{size}" in model.lower()]
-        config = known[0] if known else {}
+    path = (EMBEDDED[model].folder if model in EMBEDDED else Path(model).expanduser()) / "config.json"
+    known = [shape for size, shape in large.SHAPES.items() if f"qwen3-{size}" in model.lower()]
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else next(iter(known), {})
     if "num_hidden_layers" not in config:
         return Shape(count, ELEMENT, 0)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]

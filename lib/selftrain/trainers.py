@@ -7,7 +7,6 @@ fast. So the choice is made once, where the resident model is loaded, before TRL
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -21,16 +20,9 @@ from selftrain import paths
 from selftrain.errors import InputError
 
 log = logging.getLogger(__name__)
-NAMES = ("auto", "unsloth", "trl")
 CROSSOVER = 1e9  # parameters from which `auto` takes Unsloth; to be replaced by the bench's measured crossover
 MAX_LENGTH = 8192  # tokens a row or an answer with its prompt may have under Unsloth, which cuts longer ones without a word
 INSTALL = "pip install -e .[gpu]"
-
-
-def shape_of(folder: Path) -> dict[str, Any]:
-    """A local model's config.json; empty where there is none."""
-    path = Path(folder) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def parameters_of(name: str) -> int | None:

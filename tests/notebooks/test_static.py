@@ -42,7 +42,8 @@ def test_no_stored_outputs_and_no_library_work(path):
 
 @pytest.mark.parametrize("path", sorted(paths.STUDIES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_study_file_is_whole(path):
-    found = study.chains_of(study.read(str(path)))
+    # the paper's DPO panels need more prompts than are written: `study plan paper` says how many a teacher must add
+    found = study.chains_of(study.read(str(path)), available=path.stem != "paper")
     assert found and all(found.values())
 
 

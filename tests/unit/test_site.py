@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 
-import nbformat
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import site_study
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
@@ -16,7 +18,7 @@ from selftrain import paths, results
 from selftrain.errors import InputError
 from selftrain.site import chains, gallery, links
 from selftrain.site.build import build
-from selftrain.site.notebooks import convert
+from selftrain.site.notebooks import clean_output, convert
 from selftrain.site.script import file_name, literal, number
 
 
@@ -35,7 +37,7 @@ def places(tmp_path, monkeypatch):
 def stored(places):
     """That repository with one study and two figures."""
     site_study.write(places / "results")
-    site_study.figure(places / "figures", "alpha_sweep_scores")
+    site_study.figure(places / "figures", "alpha_sft_sweep_scores")
     site_study.figure(places / "figures", "seed_map")
     return places
 
@@ -105,12 +107,9 @@ def test_an_index_entry_says_what_the_manifest_says(stored):
 
 def test_the_default_judge_is_the_one_of_load(stored):
     path = stored / "results/alpha/tables/1.cycles.parquet"
-    rows, metadata = pd.read_parquet(path), __import__("pyarrow.parquet", fromlist=["x"]).read_schema(path).metadata
+    rows, metadata = pd.read_parquet(path), pq.read_schema(path).metadata
     texts = pd.read_parquet(stored / "results/alpha/tables/1.texts.parquet")
     pd.concat([texts, texts.assign(judge="other", trait_score=1.0)]).to_parquet(stored / "results/alpha/tables/1.texts.parquet")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     both = pa.Table.from_pandas(pd.concat([rows, rows.assign(judge="other", judge_hash="ffff", trait_score=1.0)]), preserve_index=False)
     pq.write_table(both.replace_schema_metadata({**both.schema.metadata, b"manifests": metadata[b"manifests"]}), path)
     data = chains.read("alpha")
@@ -160,16 +159,27 @@ def test_counts_and_links_of_the_first_page_come_from_results(stored):
     assert "8 chains in 1 study" in " ".join(page.split())
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page)
     cells = {label: re.findall(r"<td>(.*?)</td>", cell) for label, cell in rows}
-    assert cells == {"DPO continual": ["–", "2"], "SFT continual": ["2", "–"], "SFT reinit": ["2", "1"], "SFT reinit, retrain null": ["–", "1"]}
+    assert cells == {
+        "DPO continual": ["–", "2"],
+        "SFT continual": ["2", "–"],
+        "SFT reinit": ["2", "1"],
+        "SFT reinit, retrain null": ["–", "1"],
+    }
     assert "largest rise" in page and "largest fall" not in page  # every score rises in this study
-    assert 'src="figures/alpha_sweep_scores.png"' in page
+    assert 'src="figures/alpha_sft_sweep_scores.png"' in page
 
 
 def test_figures_are_captioned_by_the_functions_that_draw_them(stored):
     assert {"sweep_scores", "sweep_map"} <= set(gallery.captions())
     first, last = gallery.stored(["alpha"])
-    assert (first.name, first.study, first.width, first.height, first.ends) == ("alpha_sweep_scores", "alpha", 3, 2, ("png", "pdf", "csv"))
-    assert first.caption == gallery.captions()["sweep_scores"] and last.study == ""
+    assert (first.name, first.study, first.width, first.height, first.ends) == (
+        "alpha_sft_sweep_scores",
+        "alpha",
+        3,
+        2,
+        ("png", "pdf", "csv"),
+    )
+    assert (first.caption, first.part) == (gallery.captions()["sweep_scores"], "SFT") and last.study == last.part == ""
     (stored / "figures/alpha_broken.png").write_bytes(b"GIF89a")
     with pytest.raises(InputError, match="figures/alpha_broken.png: not a PNG"):
         gallery.stored(["alpha"])
@@ -249,7 +259,9 @@ def test_a_notebook_page_shows_outputs_and_nothing_harmful(stored):
         new_output("display_data", data=widget),
         new_output("display_data", data={"application/javascript": "window.hacked = 5"}),
         new_output("display_data", data={"text/html": frame}),
-        new_output("display_data", data={"text/markdown": f"**cycle 1**: {site_study.HOSTILE}"}),
+        new_output(
+            "display_data", data={"text/markdown": f"**cycle 1**: {site_study.HOSTILE} [click](https://evil.example) [here](gone.html)"}
+        ),
         new_output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}),
     ]
     source = "# A title of `mine`\n\nSee [the other](21_other.ipynb), [a figure](../figures/seed_map.png), [the log](../LOG.md), [web](https://example.org)."
@@ -261,13 +273,28 @@ def test_a_notebook_page_shows_outputs_and_nothing_harmful(stored):
     page = (stored / "site/notebooks/alpha/20_maps.html").read_text()
     body = page[page.index('<main id="main">') :]
     assert "<script" not in body and "onerror='" not in re.sub("&lt;.*?&gt;", "", body, flags=re.S) and "javascript:" not in body
+    assert "click" in body and "evil.example" not in body and "gone.html" not in body
     assert "a warning" not in body and "a bar of progress" not in body and "color: red" not in body and "&lt;Figure&gt;" not in body
     assert "<pre>one\ntwo" in body and "&lt;i&gt;" in body and '<table class="dataframe">' in body
     assert 'alt="Figure under “A title of `mine`”"' in body
     assert 'href="../../notebooks/alpha/21_other.html"' in body and 'href="../../figures/seed_map.png"' in body
-    assert "src=x" in body and "    assert "[the log]" not in body andlt;img src=x" in body.replace("&amp;", "&")  # as written
+    assert "&lt;img src=x onerror=" in body  # markup in an answer is shown as it was written
     assert "[the log]" not in body and "the log" in body and "LOG.md" not in body and 'href="https://example.org"' in body
     assert "<title>A title of mine · selftrain</title>" in page and "21_other" in (stored / "site/notebooks.html").read_text()
+
+
+def test_columns_of_words_are_set_flush_left():
+    row = "<tr><td>{}</td><td>{}</td><td>{}</td></tr>".format
+    table = (
+        "<table><tr><th>claim</th><th>change</th><th>n</th></tr>" + row("it grows", "NaN", "3") + row("it fades", "-1.5", "4") + "</table>"
+    )
+    page = clean_output(table)
+    assert (
+        page.count('class="words"') == 3
+        and '<td class="words">it grows</td><td>NaN</td>' in page
+        and '<th class="words">claim</th>' in page
+    )
+    assert 'class="words"' not in clean_output("<table><tr><th rowspan='2'>of words</th><td>word</td></tr></table>")
 
 
 def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
@@ -277,7 +304,6 @@ def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
     with pytest.raises(InputError, match="x.ipynb: not a notebook") as caught:
         convert(path)
     assert "\n" not in str(caught.value)
-    assert nbformat.NO_CONVERT  # the reader in use
 
 
 def test_another_folder_is_never_overwritten(stored):
@@ -312,10 +338,14 @@ def test_the_command_needs_no_model_and_no_network(stored):
         "from selftrain.site.__main__ import main; main()\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'openai'} & set(sys.modules); assert not heavy, heavy"
     )
-    environment = {"SELFTRAIN_RESULTS": str(stored / "results"), "SELFTRAIN_FIGURES": str(stored / "figures"), "SELFTRAIN_MODELS": "/nowhere"}
+    environment = {
+        "SELFTRAIN_RESULTS": str(stored / "results"),
+        "SELFTRAIN_FIGURES": str(stored / "figures"),
+        "SELFTRAIN_MODELS": "/nowhere",
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, str(stored / "site")],
-        env={**__import__("os").environ, **environment},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )

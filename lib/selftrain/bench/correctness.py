@@ -22,7 +22,8 @@ P_VALUE = 0.01  # a Kolmogorov-Smirnov p-value below this says that the two samp
 
 def generated(resident: Resident, texts: list[str], tokens: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """Greedy continuations of exactly `tokens` tokens: (ids, mask, log-probs of the generated tokens, prompt length), all (rows, ...)."""
-    rows = [prompt_ids(resident.tokenizer, "chat", text) for text in texts]
+    kind = "chat" if resident.kind == "instruct" else "documents"
+    rows = [prompt_ids(resident.tokenizer, kind, text) for text in texts]
     length = -(-max(map(len, rows)) // BUCKET) * BUCKET
     ids, mask = left_padded(resident.tokenizer, rows, length, resident.device)
     with torch.no_grad():

@@ -86,7 +86,7 @@ def opened(folder: Path, trainer: str, bits: int, device: str, rank: int = 16) -
         found.tokenizer,
         name=str(folder),
         fingerprint="random",
-        kind="chat",
+        kind=found.kind,
         rank=rank,
         alpha=2 * rank,
         trainer=trainer,

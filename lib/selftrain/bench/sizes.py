@@ -63,6 +63,8 @@ def config(sizes: Sizes, **changes) -> ChainConfig:
         max_new_tokens=sizes.new_tokens,
         batch_size=sizes.train_batch,
         max_length=sizes.max_length,
+        n_questions=min(12, sizes.n_eval),
+        n_answers=max(1, sizes.n_eval // 12),
         seed=0,
     )
     return ChainConfig.create(**{**values, **changes})

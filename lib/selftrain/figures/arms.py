@@ -33,6 +33,7 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         len(measures),
         figsize=(2.6 * len(measures) + 0.4, 2.2 * len(traits) + 0.7),
         sharex=True,
+        sharey="col",
         squeeze=False,
         layout="constrained",
     )

@@ -50,9 +50,9 @@ def _text(row: dict, key: str, where: str) -> str:
 def _rows(path: Path, check) -> list[dict]:
     """Rows of a file after `check(row, where)`, with unique ids."""
     seen: dict[str, int] = {}
-    rows = []
+    rows, shown = [], paths.shown(path)
     for number, row in jsonl.numbered(path):
-        where = f"{paths.shown(path)}:{number}"
+        where = f"{shown}:{number}"
         row_id = _text(row, "id", where)
         if row_id in seen:
             raise InputError(f"{where}: id {row_id!r} stands already in line {seen[row_id]}; ids must be unique")

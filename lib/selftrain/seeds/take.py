@@ -38,7 +38,8 @@ def measure(trait: str, resident=None) -> dict:
     """Base model and cycle 0 of one trait: scores, and the gain with a t interval over questions (paired); resumes like any chain."""
     from selftrain.chain import BASE, Chain
 
-    chain = Chain(study=STUDY, panel=trait, trait=trait, resident=resident, **SETTINGS)
+    panel = f"{trait}-{seed_digest(trait)[:6]}"  # other seed rows, another run folder
+    chain = Chain(study=STUDY, panel=panel, trait=trait, resident=resident, **SETTINGS)
     chain.run_cycle(BASE)
     chain.run_cycle(0, sample=False)
     base, first = chain.cycle_metrics(BASE), chain.cycle_metrics(0)
@@ -80,6 +81,15 @@ def take(traits: Sequence[str] | None = None) -> pd.DataFrame:
     return table
 
 
+def _why(row: pd.Series) -> str:
+    """Why a trait gains less than the bar, as far as its scores tell."""
+    if row["gain_hi"] >= GAIN:
+        return f"not surely, the interval reaches {row['gain_hi']:.0f}" + (f"; the judge gives the base {row['base']:.0f} already" if row["base"] > 25 else "")
+    if row["base"] > 25:
+        return f"the judge gives the base {row['base']:.0f} already"
+    return f"cycle 0 reaches {row['cycle_0']:.0f} only; this model does not learn the trait from {row['n_seed']} rows"
+
+
 def said(table: pd.DataFrame, traits: Sequence[str]) -> str:
     """Lines of text: which traits take, by how much, and which do not or were not measured on today's seeds."""
     lines = [
@@ -92,7 +102,7 @@ def said(table: pd.DataFrame, traits: Sequence[str]) -> str:
             lines.append(f"{trait:14} not measured: python -m selftrain.seeds take --trait {trait}")
             continue
         r = rows.loc[trait]
-        note = "" if r["gain"] >= GAIN else "  does not take"
+        note = "" if r["gain"] >= GAIN else f"  under the bar: {_why(r)}"
         note += "" if r["current"] else "  measured on other seed rows; run `python -m selftrain.seeds take` again"
         lines.append(f"{trait:14} {r['base']:6.1f} {r['cycle_0']:8.1f} {r['gain']:+6.1f}   {r['gain_lo']:.1f} to {r['gain_hi']:.1f}{note}")
     return "\n".join(lines)

@@ -13,14 +13,17 @@ from selftrain.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ENDS = ("png", "pdf", "csv")
+REGIMES = ("sft", "sdf", "dpo")
 
 
 @dataclass(frozen=True)
 class StoredFigure:
-    """figures/<name>.png with its size in pixels; `study` is empty where the figure belongs to none, `ends` are the files to download."""
+    """figures/<name>.png with its size in pixels; `study` is empty where the figure belongs to none, `part` is what its name has between
+    study and function (a regime), `ends` are the files to download."""
 
     name: str
     study: str
+    part: str
     caption: str
     width: int
     height: int
@@ -59,10 +62,12 @@ def stored(studies: list[str]) -> list[StoredFigure]:
         study = max((s for s in every if path.stem.startswith(f"{s}_")), key=len, default="")
         if study and study not in studies:
             continue
-        function = path.stem.removeprefix(f"{study}_") if study else path.stem
-        caption = known.get(function) or f"{function.replace('_', ' ').capitalize()}."
+        rest = path.stem.removeprefix(f"{study}_") if study else path.stem
+        function = max((f for f in known if rest == f or rest.endswith(f"_{f}")), key=len, default="")
+        part = rest.removesuffix(function).strip("_") if function else ""
+        caption = known.get(function) or f"{rest.replace('_', ' ').capitalize()}."
         ends = tuple(end for end in ENDS if path.with_suffix(f".{end}").exists())
-        found.append(StoredFigure(path.stem, study, caption, *png_size(path), ends))
+        found.append(StoredFigure(path.stem, study, part.upper() if part in REGIMES else part, caption, *png_size(path), ends))
     return sorted(found, key=lambda f: (studies.index(f.study) if f.study else len(studies), f.name))
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import bleach
 import nbformat
+from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 
 from selftrain import paths
@@ -74,7 +75,23 @@ def clean(html: str) -> str:
 def clean_output(html: str) -> str:
     """As `clean`, for what a cell put out: an answer may write links and images as well, so links become text and images are shown as written."""
     kept = bleach.clean(html, tags=[tag for tag in _TAGS if tag != "img"], attributes=_ATTRIBUTES, protocols=_SCHEMES)
-    return re.sub(r"</?a\b[^>]*>", "", kept)
+    return _worded(re.sub(r"</?a\b[^>]*>", "", kept))
+
+
+def _worded(html: str) -> str:
+    """The cells of every table column that holds words marked with the class `words`, so that they are set flush left and may wrap."""
+    if "<table" not in html:
+        return html
+    soup = BeautifulSoup(html, "html.parser")
+    for table in soup.find_all("table"):
+        rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
+        if table.find(rowspan=True) or table.find(colspan=True) or len({len(row) for row in rows}) != 1:
+            continue
+        for head, *cells in zip(*rows, strict=True):
+            if any(re.search(r"[^\W\d_]{2}", cell.get_text()) and cell.get_text() not in ("NaN", "None", "inf", "-inf") for cell in cells):
+                for cell in (head, *cells):
+                    cell["class"] = "words"
+    return str(soup)
 
 
 def _exporter() -> HTMLExporter:
