@@ -23,6 +23,7 @@ from selftrain.environment import environment
 from selftrain.errors import InputError, run_command
 
 LIMIT = 3600  # seconds a part may take
+BUSY = 0.75  # load a core, before a part starts, from which a CPU's timings are called unreliable
 
 
 def part_names(sizes: Sizes, device: str) -> list[str]:
@@ -109,7 +110,8 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
         if not again and not only and report.done(result, name):
             continue
         print(f"{name} ...", end=" ", flush=True)
-        result["parts"][name] = in_a_process(name, sizes, device)
+        busy = os.getloadavg()[0]
+        result["parts"][name] = {**in_a_process(name, sizes, device), "load_before": round(busy, 2)}
         print(result["parts"][name].get("error") or "done", f"({result['parts'][name]['seconds']:.0f} s)", flush=True)
         result |= {"floors": report.floors(result), "targets": report.targets(result), "crossover": report.crossover(result)}
         report.write(path, result)
@@ -127,6 +129,11 @@ def show(path: Path) -> None:
             console.print(f"{name} failed: {part['error']}", markup=False)
     if found := result.get("crossover"):
         console.print(f"Unsloth trains faster from {found:,.0f} parameters on; trainers.CROSSOVER decides what `auto` takes.")
+    busy = max((part.get("load_before", 0.0) for part in result["parts"].values()), default=0.0)
+    if result["device"]["type"] == "cpu" and busy > BUSY * (os.cpu_count() or 1):
+        console.print(
+            f"Other work kept this machine busy (load {busy:.1f} on {os.cpu_count()} cores): the ratios above are not to be relied on."
+        )
     peaks = result["peaks"]
     console.print(
         f"Floors: weights and caches read once a step, 6 operations a parameter and token; {peaks['source'] if peaks else 'this device is not in the table'}."

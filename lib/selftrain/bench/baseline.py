@@ -50,10 +50,17 @@ def generate(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, temp
     return answers, tokens, steps
 
 
+def adapter(sizes: Sizes) -> Any:
+    """The LoRA configuration of the bench's chain."""
+    from peft import LoraConfig
+
+    c = config(sizes)
+    return LoraConfig(r=c.lora_rank, lora_alpha=c.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
 def train(model: Any, tokenizer: Any, sizes: Sizes, n_rows: int, seed: int) -> tuple[Any, list[float]]:
     """A fresh LoRA trained for an epoch on conversations by SFTTrainer; the trained model and seconds of each step but the first."""
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -80,9 +87,13 @@ def train(model: Any, tokenizer: Any, sizes: Sizes, n_rows: int, seed: int) -> t
             report_to=[],
             disable_tqdm=True,
         )
-        lora = LoraConfig(r=c.lora_rank, lora_alpha=c.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         trainer = SFTTrainer(
-            model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora, callbacks=[Clock()]
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=adapter(sizes),
+            callbacks=[Clock()],
         )
         trainer.train()
     return trainer.model.eval(), steps.seconds()
@@ -103,6 +114,7 @@ def cycle(sizes: Sizes, device: str, seed: int) -> tuple[int, list[float]]:
 def run(sizes: Sizes, device: str) -> dict[str, Any]:
     """The part `baseline` of the bench."""
     import datasets
+    from peft import get_peft_model
     from transformers import set_seed
 
     datasets.disable_progress_bars()
@@ -110,6 +122,7 @@ def run(sizes: Sizes, device: str) -> dict[str, Any]:
     set_seed(0)
     loaded = list(load(sizes.model, device))
     ready, shape = measure.since_start(), Shape.of(loaded[0])
+    loaded[0] = get_peft_model(loaded[0], adapter(sizes)).eval()  # a cycle samples with its adapter on, and so does the other side
     texts, c = prompts(sizes.batch), config(sizes)
 
     def sampled():
