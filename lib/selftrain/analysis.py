@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 from scipy import stats
 
-SETTINGS = ["study", "panel", "trait", "regime", "init", "null", "dose_matched", "model", "lr", "n_seed", "n_sampled", "beta", "seed"]
-PAIRING = ["trait", "regime", "n_seed", "n_sampled", "beta", "lr", "seed"]
+from selftrain.errors import InputError
+
+SETTINGS = ["study", "panel", "trait", "regime", "init", "null", "dose_matched", "cycle0", "model", "lr", "n_seed", "n_sampled", "beta", "seed"]
+# What makes two chains comparable but for their arm and training seed; with `seed`, what makes them a pair.
+CELL = ["trait", "regime", "model", "cycle0", "n_seed", "n_sampled", "beta", "lr"]
+PAIRING = [*CELL, "seed"]
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a complete chain: base, first (cycle 0) and last score, and `change` = last minus first, in points of the 1-100 score."""
     out = []
-    for chain, group in rows[rows["complete"]].groupby("chain", sort=False):
+    for chain, group in rows[rows["complete"].astype(bool)].groupby("chain", sort=False):
         cycles = group.set_index("cycle").sort_index()
         last = cycles.index.max()
         if 0 not in cycles.index or last < 1:
@@ -21,6 +27,7 @@ def changes(rows: pd.DataFrame) -> pd.DataFrame:
             {
                 "chain": chain,
                 **{k: cycles.iloc[0].get(k) for k in SETTINGS},
+                "arm": arm(group.iloc[:1]).iloc[0],
                 "base": cycles["trait_score"].get(-1),
                 "first": cycles["trait_score"][0],
                 "last": cycles["trait_score"][last],
@@ -30,13 +37,40 @@ def changes(rows: pd.DataFrame) -> pd.DataFrame:
                 "coherence_last": cycles["coherence"][last],
             }
         )
-    return pd.DataFrame(out)
+    names = ["chain", *SETTINGS, "arm", "base", "first", "last", "last_cycle", "change", "coherence_first", "coherence_last"]
+    return pd.DataFrame(out, columns=names)
+
+
+def _ablation(row: dict) -> str:
+    """The ablations of one chain as text, empty where it has none."""
+
+    def given(key: str) -> bool:
+        return row.get(key) is not None and row.get(key) == row.get(key) and row.get(key) != ""
+
+    said = []
+    if given("mix"):
+        mix = json.loads(row["mix"]) if isinstance(row["mix"], str) else dict(row["mix"])
+        said.append(f"mix {mix['source']} {mix['fraction']:g}")
+    if given("restart_at"):
+        said.append(f"restart at {row['restart_at']}")
+    if given("coherence_filter"):
+        said.append(f"filter {row['coherence_filter']:g}")
+    if given("match_steps"):
+        said.append(f"{row['match_steps']:g} steps a cycle")
+    if row.get("init") == "continual" and row.get("reference") == "base":
+        said.append("reference base")
+    return ", ".join(said)
 
 
 def arm(rows: pd.DataFrame) -> pd.Series:
-    """Which arm of the comparison each row belongs to: continual, reinit, dose-matched reinit, or a null."""
+    """Which arm of the comparison each row belongs to: continual, reinit, dose-matched reinit, a null, each with its ablations named."""
     names = rows["init"].where(~rows["dose_matched"].fillna(False).astype(bool), "dose-matched " + rows["init"])
-    return names.where(rows["null"] == "none", rows["null"] + " null")
+    names = names.where(rows["null"] == "none", rows["null"] + " null")
+    keys = [k for k in ("mix", "restart_at", "coherence_filter", "match_steps", "reference") if k in rows]
+    if not keys:
+        return names
+    said = [_ablation(row) for row in rows[["init", *keys]].to_dict("records")]
+    return names + pd.Series([f", {text}" if text else "" for text in said], index=rows.index)
 
 
 def mean_interval(values: pd.Series, level: float = 0.95) -> pd.Series:
@@ -47,23 +81,36 @@ def mean_interval(values: pd.Series, level: float = 0.95) -> pd.Series:
     return pd.Series({"mean": mean, "lo": mean - half, "hi": mean + half, "n": n})
 
 
-def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
-    """`first` minus every other arm at the last cycle: a row a pair of chains alike in (trait, regime, N, M, beta, lr, seed), a column an arm.
+def matched(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those cells (CELL) that several arms have, so that arms are compared on equal settings only; with `arm`."""
+    rows = rows.assign(arm=arm(rows))
+    if rows.empty:
+        return rows
+    return rows[rows.groupby(CELL, dropna=False)["arm"].transform("nunique") > 1]
 
-    Null arms are left to the caller. Pairs of which one chain is missing are missing.
+
+def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
+    """`first` minus every other arm at the last cycle that both have: a row a pair of chains alike in PAIRING, a column an arm.
+
+    Null arms are left to the caller; pairs of which one chain is missing are missing. InputError where two chains of one arm are alike.
     """
-    rows = rows.assign(arm=arm(rows), beta=rows["beta"].fillna(0.0) if "beta" in rows else 0.0)
-    last = rows[rows["cycle"] == rows.groupby("chain")["cycle"].transform("max")]
-    wide = last.pivot_table(index=PAIRING, columns="arm", values=key)
+    if rows.empty:
+        return pd.DataFrame()
+    rows = rows.assign(arm=arm(rows), beta=rows["beta"].astype(float).fillna(0.0))
+    twice = rows[rows.duplicated([*PAIRING, "arm", "cycle"])]
+    if len(twice):
+        raise InputError(f"{twice['chain'].iloc[0]}: another chain has the same settings, arm and seed; compare one study at a time")
+    wide = rows.pivot(index=[*PAIRING, "cycle"], columns="arm", values=key)
     if first not in wide:
         return pd.DataFrame()
-    return wide.drop(columns=first).rsub(wide[first], axis=0)
+    gaps = wide.drop(columns=first).rsub(wide[first], axis=0)
+    return gaps[gaps.index.get_level_values("cycle") > 0].groupby(level=PAIRING).last()
 
 
 def arm_difference(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
-    """`first` minus every other arm at the last cycle, with a t interval over training seeds: one row a setting and arm."""
+    """`first` minus every other arm at the last common cycle, with a t interval over training seeds: one row a setting and arm."""
     out = []
     for other, gap in arm_gaps(rows, first, key).items():
-        for names, values in gap.dropna().groupby(level=PAIRING[:-1]):
-            out.append({**dict(zip(PAIRING, names, strict=False)), "minus": other, **mean_interval(values)})
-    return pd.DataFrame(out)
+        for names, values in gap.dropna().groupby(level=CELL):
+            out.append({**dict(zip(CELL, names, strict=True)), "minus": other, **mean_interval(values)})
+    return pd.DataFrame(out, columns=[*CELL, "minus", "mean", "lo", "hi", "n"])

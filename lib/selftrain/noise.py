@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from selftrain.rules import AMPLIFIED, COUNTED, RULES, Rule, Series, rates, verdicts
-
-CELL = ["trait", "regime", "init", "arm", "model", "lr", "beta", "n_seed", "n_sampled"]
+from selftrain.analysis import CELL, arm
+from selftrain.results import whole_scores
+from selftrain.rules import COUNTED, RULES, Rule, Series, rates, verdicts
 
 
 def null_kind(null: pd.Series) -> pd.Series:
@@ -21,15 +21,14 @@ def null_kind(null: pd.Series) -> pd.Series:
 def false_positives(chains: Iterable[Series], rules: Iterable[Rule] = tuple(RULES.values())) -> pd.DataFrame:
     """Rates of every rule in every null arm and, beside them, in the arms of the study: one row a (rule, kind of null, regime, arm).
 
-    `bound` is the upper end of the exact 95 % interval: with no false positive in n nulls it is about 3.7 / n (two-sided).
+    `bound` is the upper end of the exact two-sided 95 % interval: with no false positive in n nulls it is about 3.7 / n.
     """
     chains, rules, out = list(chains), list(rules), []
     for rule in rules:
         table = verdicts(chains, rule)
-        if len(table):
-            out.append(rates(table.assign(null=null_kind(table["null"])), ["rule", "null", "regime", "arm"]))
-    if not out:
-        return pd.DataFrame()
+        table = table.assign(null=null_kind(table["null"]))
+        table["arm"] = table["arm"].where(table["null"] == "none", table["init"] + ", " + table["null"] + " null")
+        out.append(rates(table, ["rule", "null", "regime", "arm"]))
     found = pd.concat(out, ignore_index=True)
     found = found.assign(bound=found["rate_hi"], is_null=found["null"] != "none")
     order = found["rule"].map({rule.name: place for place, rule in enumerate(rules)}) * 2 + ~found["is_null"]
@@ -46,12 +45,14 @@ def deviations(chains: Iterable[Series], anchor: int = 0) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def sampling_variance(scores: pd.DataFrame) -> pd.DataFrame:
-    """Variance of a cycle's trait score that drawing other answers to the same questions would cause: one row a (chain, cycle).
+def sampling_variance(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Variance of a cycle's trait score that drawing other answers to the same questions would cause: chain, cycle, sampling.
 
-    Mean over questions of the variance within a question over its number of answers, over the number of questions; needs two answers a question.
+    Mean over questions of the variance within a question over its number of answers, over the number of questions. Needs two answers a
+    question and every judged answer's score; other cycles are left out.
     """
-    kept = scores[(scores["set"] == "direct") & scores["trait_score"].notna()]
+    kept = whole_scores(rows, scores)
+    kept = kept[(kept["set"] == "direct") & kept["trait_score"].notna()]
     by_question = kept.groupby(["chain", "cycle", "question_id"])["trait_score"].agg(["var", "size"]).dropna().reset_index()
     by_question["error"] = by_question["var"] / by_question["size"]
     out = by_question.groupby(["chain", "cycle"])["error"].agg(["sum", "size"]).reset_index()
@@ -61,32 +62,33 @@ def sampling_variance(scores: pd.DataFrame) -> pd.DataFrame:
 def variance_split(rows: pd.DataFrame, scores: pd.DataFrame, late: int = 4) -> pd.DataFrame:
     """Variance of a late cycle's trait score between re-seeded chains of one cell, split into training seed and sampling of answers.
 
-    One row an arm, pooled over cells with several seeds and over cycles from `late` on: total between seeds, the part that sampling answers explains, the
-    rest (training seed; never below 0), in squared points. The offline judge scores the same text the same way, so its part is 0
-    by construction; an API judge's shows where a text was judged twice.
+    One row an arm, pooled over its cells with two training seeds or more, weighted by degrees of freedom: `between_seeds`, the part
+    `sampling` that drawing answers explains, the rest `training_seed` (never below 0; empty where sampling is not known), in squared points, and
+    `sd`, the root of the first. Judge variance is no part of it: the offline judge scores the same text the same way.
     """
-    from selftrain.analysis import arm
-
-    rows = rows[rows["complete"] & (rows["cycle"] >= late)].assign(arm=lambda t: arm(t))
-    rows = rows.merge(sampling_variance(scores), on=["chain", "cycle"], how="left")
+    rows = rows[rows["complete"].astype(bool) & (rows["cycle"] >= late)].assign(arm=lambda t: arm(t))
+    rows = rows.merge(sampling_variance(rows, scores), on=["chain", "cycle"], how="left")
     out = []
-    for name, group in rows.groupby(["regime", "arm"], sort=False):
+    for (regime, name), group in rows.groupby(["regime", "arm"], sort=False):
         cells = group.groupby([*CELL, "cycle"], dropna=False)
-        some = cells.agg(total=("trait_score", "var"), sampling=("sampling", "mean"), seeds=("seed", "nunique")).dropna(subset=["total"])
+        some = cells.agg(total=("trait_score", "var"), sampling=("sampling", "mean"), seeds=("seed", "nunique"), chains=("chain", "size"))
+        some = some[(some["seeds"] > 1) & (some["seeds"] == some["chains"])].dropna(subset=["total"])
         if len(some):
-            total, sampling = float(some["total"].mean()), float(some["sampling"].mean())
+            weight = some["seeds"] - 1
+            total, known = float(np.average(some["total"], weights=weight)), some["sampling"].notna()
+            sampling = float(np.average(some.loc[known, "sampling"], weights=weight[known])) if known.all() else float("nan")
             out.append(
                 {
-                    "regime": name[0],
-                    "arm": name[1],
-                    "cells": some.reset_index()[CELL].drop_duplicates().shape[0],
+                    "regime": regime,
+                    "arm": name,
+                    "cells": len(some.reset_index()[CELL].drop_duplicates()),
                     "between_seeds": total,
                     "sampling": sampling,
-                    "training_seed": max(0.0, total - sampling),
+                    "training_seed": np.fmax(0.0, total - sampling) if known.all() else float("nan"),
                     "sd": total**0.5,
                 }
             )
-    return pd.DataFrame(out)
+    return pd.DataFrame(out, columns=["regime", "arm", "cells", "between_seeds", "sampling", "training_seed", "sd"])
 
 
 def power(sd: float, seeds: Sequence[int] = (2, 3, 4, 5, 6, 8, 10), changes: Sequence[float] = (5, 10, 15, 20, 30), level: float = 0.95) -> pd.DataFrame:
@@ -103,41 +105,48 @@ def power(sd: float, seeds: Sequence[int] = (2, 3, 4, 5, 6, 8, 10), changes: Seq
     return pd.DataFrame(out)
 
 
-def agreement(chains: Iterable[Series], rule: Rule = RULES["sustained"]) -> pd.DataFrame:
-    """How brittle verdicts are in N and M: pairs of chains that differ in one step of N, one step of M, or only in the training seed.
+def pairs(chains: Iterable[Series], rule: Rule = RULES["sustained"]) -> pd.DataFrame:
+    """Pairs of chains of different training seeds, in the same cell or one step of N or M apart: group, kind, agree, distance.
 
-    One row a kind of pair and arm: pairs, share with the same answer to "amplified?", and the mean distance of their deciding changes
-    in points. Neighbours agreeing no less than re-seeded chains means that N and M matter no more than chance. Chains outside the denominator are left out.
+    Neighbours are compared across seeds as re-seeded chains are, since chains of one seed share prompts and seed rows. Steps are those of the
+    whole grid, whichever chains are left out; chains outside the denominator are. `agree`: the same answer to "amplified?" by point estimate;
+    `distance`: of their deciding changes, in points.
     """
     table = verdicts(chains, rule)
-    if table.empty:
-        return pd.DataFrame()
-    table = table[table["verdict"].isin(COUNTED)].reset_index(drop=True)
-    keys = ["trait", "regime", "init", "arm", "model", "lr", "beta"]
+    keys = ["trait", "regime", "arm", "model", "cycle0", "lr", "beta"]
     found = []
-    for _, group in table.groupby(keys, dropna=False):
-        for kind, fixed, moved in (("N", ["n_sampled", "seed"], "n_seed"), ("M", ["n_seed", "seed"], "n_sampled"), ("seed", ["n_seed", "n_sampled"], "seed")):
-            for _, line in group.groupby(fixed):
-                line = line.sort_values(moved)
-                places = [(i, j) for i in range(len(line)) for j in range(i + 1, len(line)) if kind == "seed" or j == i + 1]
-                for i, j in places:
-                    a, b = line.iloc[i], line.iloc[j]
-                    found.append(
-                        {
-                            "regime": a["regime"],
-                            "arm": a["arm"],
-                            "differ in": {"N": "one step of N", "M": "one step of M", "seed": "training seed only"}[kind],
-                            "agree": (a["verdict"] == AMPLIFIED or a["point"]) == (b["verdict"] == AMPLIFIED or b["point"]),
-                            "distance": abs(a["change"] - b["change"]),
-                        }
-                    )
-    if not found:
-        return pd.DataFrame(columns=["regime", "arm", "differ in", "pairs", "agree", "distance"])
-    pairs = pd.DataFrame(found).groupby(["regime", "arm", "differ in"], sort=False)
-    return pairs.agg(pairs=("agree", "size"), agree=("agree", "mean"), distance=("distance", "mean")).reset_index()
+    for name, group in table.groupby(keys, dropna=False):
+        steps = [dict(zip(levels := sorted(group[axis].unique()), levels[1:], strict=False)) for axis in ("n_seed", "n_sampled")]
+        some = group[group["verdict"].isin(COUNTED)].to_dict("records")
+        for i, a in enumerate(some):
+            for j, b in enumerate(some):
+                if a["seed"] == b["seed"]:
+                    continue
+                here, there = (a["n_seed"], a["n_sampled"]), (b["n_seed"], b["n_sampled"])
+                kind = None
+                if here == there and i < j:
+                    kind = "training seed only"
+                elif there == (steps[0].get(here[0]), here[1]):
+                    kind = "one step of N"
+                elif there == (here[0], steps[1].get(here[1])):
+                    kind = "one step of M"
+                if kind:
+                    distance = abs(a["change"] - b["change"])
+                    found.append({**dict(zip(keys, name, strict=True)), "differ in": kind, "agree": a["point"] == b["point"], "distance": distance})
+    return pd.DataFrame(found, columns=[*keys, "differ in", "agree", "distance"])
+
+
+def agreement(chains: Iterable[Series], rule: Rule = RULES["sustained"]) -> pd.DataFrame:
+    """How brittle verdicts are in N and M: one row a kind of pair (see `pairs`) and arm, over the groups that have pairs of both kinds.
+
+    Only if neighbours agree less than re-seeded chains do N and M matter, and not chance.
+    """
+    table = pairs(chains, rule)
+    grouped = table.groupby(["regime", "arm", "differ in"], sort=False)
+    return grouped.agg(pairs=("agree", "size"), agree=("agree", "mean"), distance=("distance", "mean")).reset_index()
 
 
 def scatter(table: pd.DataFrame) -> float:
     """Root mean square of the changes of `retrain` nulls, in points: the scatter of one chain's change where the truth is no change."""
-    kept = table.loc[null_kind(table["null"]) == "retrain", "change"].dropna()
+    kept = table.loc[null_kind(table["null"]) == "retrain", "change"].dropna() if len(table) else pd.Series(dtype=float)
     return float(np.sqrt((kept**2).mean())) if len(kept) else float("nan")

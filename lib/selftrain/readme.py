@@ -31,9 +31,9 @@ def laptop() -> str:
 
 
 def _pooled(notebook: str) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
-    """The studies that an analysis notebook reads by default, their committed rows and scores."""
-    given = study.parameters_of(study.notebook_path(notebook))
-    names = [given["study"], *given["also"]]
+    """The studies that an analysis notebook of the laptop study reads, their committed rows and scores."""
+    given = dict(study.read("laptop").analysis)[notebook]
+    names = ["laptop", *given.get("also", [])]
     return names, results.load(names, committed=True), results.load_scores(names, committed=True)
 
 
@@ -49,7 +49,8 @@ def arms() -> str:
     _, rows, _ = _pooled("21_dpo_continual_vs_reinit")
     rows = rows[(rows["null"] == "none") & rows["complete"]]
     lines = []
-    for r in pd.concat([analysis.arm_difference(group) for _, group in rows.groupby("regime")]).sort_values(["regime", "trait", "minus"]).itertuples():
+    found = [analysis.arm_difference(analysis.matched(group)) for _, group in rows.groupby(["study", "regime"])]
+    for r in pd.concat(found).sort_values(["regime", "trait", "minus"]).itertuples():
         seeds = f"{r.lo:+.0f} to {r.hi:+.0f}" if r.n > 1 else "one seed, no interval"
         lines.append([r.regime.upper(), r.trait, f"N={r.n_seed}, M={r.n_sampled}", f"continual minus {r.minus}", f"{r.mean:+.0f}", f"{r.n:.0f}", seeds])
     return _table(["regime", "trait", "", "at the last cycle", "points", "seeds", "95 % interval over seeds"], lines)

@@ -13,8 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selftrain import jsonl, metrics, paths
+from selftrain.config import ChainConfig
 from selftrain.errors import InputError, run_command
 
+MEASURES = (
+    "trait_score trait_lo trait_hi trait_transfer coherence perplexity n_words sentence_words distinct2 n_requested n_drawn n_judged n_coherence n_refused n_unparsed "
+    "n_failed n_empty n_truncated judge_hash steps train_tokens saturated train_loss reward_margin reward_accuracy logp_chosen logp_rejected kl_base"
+).split()
 TEXT_COLUMNS = ("question_id", "sample", "set", "prompt", "answer", "finished", "n_tokens", "nll", "nll_tokens")
 
 
@@ -62,6 +67,12 @@ def _run_rows(folder: Path, manifest: dict) -> list[dict]:
     return rows
 
 
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with every setting and measure as a column, empty where nothing in it has one."""
+    known = ["chain", "complete", "device", *ChainConfig.model_fields, "cycle", *MEASURES]
+    return table.reindex(columns=[*table.columns, *(c for c in known if c not in table)])
+
+
 def _each(read: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
     """A reader of one study as a reader of one or several, their rows below each other; a chain of two studies is taken from the first."""
 
@@ -74,7 +85,8 @@ def _each(read: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
             rows = read(one, *args, **kwargs)
             frames.append(rows[~rows["chain"].isin(have)].dropna(axis=1, how="all"))
             have |= set(rows["chain"])
-        return pd.concat(frames, ignore_index=True)
+        table = pd.concat(frames, ignore_index=True)
+        return _whole(table) if "cycle" in table and "complete" in table else table
 
     return both
 
@@ -106,7 +118,7 @@ def load(folder: str | Path = "laptop", judge: str | None = None, committed: boo
     if table.empty:
         raise InputError(f"{paths.shown(study)}: judge {judge!r} has scored nothing here; run `python -m selftrain.judge rescore`")
     table = table.drop_duplicates(["chain", "cycle"], keep="last")
-    return table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True)
+    return _whole(table.sort_values(["panel", "chain", "cycle"], kind="stable").reset_index(drop=True))
 
 
 def _answers(folder: str | Path, committed: bool = False) -> pd.DataFrame:
@@ -130,9 +142,21 @@ def _answers(folder: str | Path, committed: bool = False) -> pd.DataFrame:
     return texts.drop_duplicates(["chain", "cycle", "question_id", "sample", "judge"], keep="last").reset_index(drop=True)
 
 
+def _picked(answers: pd.DataFrame, folder: str | Path, judge: str | None, committed: bool) -> pd.DataFrame:
+    """Answers as scored by the one judge that `load` picks for their chain."""
+    judges = load(folder, judge, committed)[["chain", "cycle", "judge"]]
+    return answers.merge(judges, on=["chain", "cycle", "judge"]).reset_index(drop=True)
+
+
 @_each
-def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
-    """Evaluation answers with their scores, one row a (chain, cycle, question, sample, judge): those whose text is kept."""
+def load_texts(folder: str | Path = "laptop", judge: str | None = None, committed: bool = False) -> pd.DataFrame:
+    """Evaluation answers whose text is kept, with their scores by the judge that `load` picks: one row a (chain, cycle, question, sample)."""
+    texts = _answers(folder, committed)
+    return _picked(texts[texts["answer"].notna()], folder, judge, committed)
+
+
+def load_judged_texts(folder: str | Path) -> pd.DataFrame:
+    """As `load_texts`, with every judge's scores: one row a (chain, cycle, question, sample, judge)."""
     texts = _answers(folder)
     return texts[texts["answer"].notna()].reset_index(drop=True)
 
@@ -141,9 +165,16 @@ def load_texts(folder: str | Path = "laptop") -> pd.DataFrame:
 def load_scores(folder: str | Path = "laptop", judge: str | None = None, committed: bool = False) -> pd.DataFrame:
     """Scores of every single answer by the judge that `load` picks, without texts:
     chain, cycle, question_id, sample, set, trait_score, coherence, status. Answers that got no score are there, their scores missing."""
-    scores = _answers(folder, committed)[["chain", "cycle", "question_id", "sample", "set", "trait_score", "coherence", "status", "judge"]]
-    picked = load(folder, judge, committed)[["chain", "cycle", "judge"]]
-    return scores.merge(picked, on=["chain", "cycle", "judge"]).drop(columns="judge").reset_index(drop=True)
+    names = ["chain", "cycle", "question_id", "sample", "set", "trait_score", "coherence", "status", "judge"]
+    return _picked(_answers(folder, committed)[names], folder, judge, committed).drop(columns="judge")
+
+
+def whole_scores(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of those (chain, cycle) of which every judged answer is kept; committed tables of early pilots keep a part only."""
+    kept = scores[scores["trait_score"].notna()].groupby(["chain", "cycle"]).size()
+    asked = rows.set_index(["chain", "cycle"])["n_judged"]
+    whole = kept[kept == asked.reindex(kept.index)].index
+    return scores[pd.MultiIndex.from_frame(scores[["chain", "cycle"]]).isin(whole)]
 
 
 def _text_rows(path: Path, names: dict) -> list[dict]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,12 +13,14 @@ import pandas as pd
 from scipy import stats
 
 from selftrain.analysis import SETTINGS, arm
+from selftrain.results import whole_scores
 
 AMPLIFIED, STATIC, DECAYED, COLLAPSED, UNDECIDED = "amplified", "static", "decayed", "collapsed", "undecided"
-TOO_SHORT, NOT_TAKEN, NO_HEADROOM = "too short", "did not take", "no headroom"
+TOO_SHORT, NOT_TAKEN, NO_HEADROOM, NO_SCORE = "too short", "did not take", "no headroom", "no score"
 COUNTED = (AMPLIFIED, STATIC, DECAYED, COLLAPSED, UNDECIDED)
-APART = (NOT_TAKEN, NO_HEADROOM, TOO_SHORT)  # outside the denominator, counted beside it
+APART = (NOT_TAKEN, NO_HEADROOM, TOO_SHORT, NO_SCORE)  # outside the denominator, counted beside it
 LEVEL = 0.95
+TIE = 1e-9  # a change of exactly the threshold counts, whatever floating point makes of it
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ RULES = {
 
 @dataclass(frozen=True)
 class Series:
-    """One chain as arrays by cycle, sorted: trait score and coherence (n,), half width of the trait's interval (n,), and the
-    question means of the trait (n, questions) where every answer's score is kept, else None. Missing values are NaN."""
+    """One chain as arrays by cycle, sorted: trait score and coherence (n,), half width of the trait's interval (n,), the question means of
+    the trait (n, questions) where every answer's score is kept, else None, and the share of empty answers (n,). Missing values are NaN."""
 
     settings: dict[str, Any]
     cycles: np.ndarray
@@ -64,7 +67,8 @@ class Series:
     coherence: np.ndarray
     half: np.ndarray
     questions: np.ndarray | None = None
-    _changes: dict = field(default_factory=dict, compare=False, repr=False)
+    empty: np.ndarray | None = None
+    _changes: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def at(self, cycle: int) -> float:
         """Trait score of a cycle (the base is -1); NaN where it is missing."""
@@ -116,20 +120,20 @@ def t_half(values: np.ndarray, level: float = LEVEL) -> np.ndarray:
 
 def series(rows: pd.DataFrame, scores: pd.DataFrame | None = None) -> list[Series]:
     """Every complete chain of `results.load` rows; `scores` of `results.load_scores` gives question means where all answers are kept."""
-    means, counts = None, None
+    means = None
     if scores is not None and len(scores):
-        direct = scores[(scores["set"] == "direct") & scores["trait_score"].notna()]
-        means = direct.groupby(["chain", "cycle", "question_id"])["trait_score"].mean().unstack()
-        counts = scores[scores["trait_score"].notna()].groupby(["chain", "cycle"]).size()
+        kept = whole_scores(rows, scores)
+        kept = kept[(kept["set"] == "direct") & kept["trait_score"].notna()]
+        means = kept.groupby(["chain", "cycle", "question_id"])["trait_score"].mean().unstack() if len(kept) else None
+    known = set(means.index) if means is not None else set()
     out = []
-    for chain, group in rows[rows["complete"]].groupby("chain", sort=False):
+    for chain, group in rows[rows["complete"].astype(bool)].groupby("chain", sort=False):
         group = group.sort_values("cycle")
         questions = None
-        if means is not None and chain in means.index.get_level_values(0):
-            index = pd.MultiIndex.from_product([[chain], group["cycle"]])
-            if (counts.reindex(index).fillna(0).to_numpy() == group["n_judged"].to_numpy()).all():
-                table = means.reindex(index).to_numpy(float)
-                questions = table[:, ~np.isnan(table).all(axis=0)]
+        scored = [(chain, c) for c, score in zip(group["cycle"], group["trait_score"], strict=True) if score == score]
+        if scored and known.issuperset(scored):
+            table = means.reindex(pd.MultiIndex.from_product([[chain], group["cycle"]])).to_numpy(float)
+            questions = table[:, ~np.isnan(table).all(axis=0)]
         first = group.iloc[0]
         out.append(
             Series(
@@ -139,6 +143,7 @@ def series(rows: pd.DataFrame, scores: pd.DataFrame | None = None) -> list[Serie
                 coherence=group["coherence"].to_numpy(float),
                 half=((group["trait_hi"].astype(float) - group["trait_lo"].astype(float)) / 2).to_numpy(float),
                 questions=questions,
+                empty=(group["n_empty"].astype(float) / group["n_requested"].astype(float)).to_numpy(),
             )
         )
     return out
@@ -147,7 +152,7 @@ def series(rows: pd.DataFrame, scores: pd.DataFrame | None = None) -> list[Serie
 @dataclass(frozen=True)
 class Verdict:
     """What a rule says of a chain: the verdict with its uncertainty, whether the point estimates alone amplify, and the deciding change
-    (the smallest late change for `sustained`, the largest for `any`, the fitted rise for `slope`) with its interval."""
+    (the smallest late change for `sustained`, the largest for `any`, the fitted rise for `slope`) with the same extreme of the intervals' ends."""
 
     verdict: str
     point: bool = False
@@ -162,40 +167,50 @@ def takes_seed(null: str) -> bool:
 
 
 def verdict(chain: Series, rule: Rule = SUSTAINED) -> Verdict:
-    """The verdict of one chain. A late cycle whose coherence is under the floor is no evidence of amplification.
+    """The verdict of one chain. A late cycle whose coherence is under the floor, or most of whose answers are empty, is no evidence of
+    amplification; one without a trait or coherence score is missing.
 
     Amplified by interval: for `sustained` every late interval lies at or above the threshold; not amplified: one lies wholly below it;
-    undecided between the two. Where an interval cannot be had the point estimate stands in for it.
+    undecided between the two, or where the point estimates amplify and an interval cannot be had. Decayed mirrors this at minus the threshold.
     """
     base, first, anchor = chain.at(-1), chain.at(0), chain.at(rule.anchor)
-    cycles, change, low, high = chain.changes(rule.anchor)
-    late = (cycles >= rule.first_late) & ~np.isnan(change)
+    if np.isnan([base, first, anchor]).any():
+        return Verdict(NO_SCORE)
     if takes_seed(chain.settings["null"]) and first - base < rule.took:
         return Verdict(NOT_TAKEN)
     if anchor > rule.headroom:
         return Verdict(NO_HEADROOM)
+    cycles, change, low, high = chain.changes(rule.anchor)
+    later = chain.cycles > rule.anchor
+    coherence = chain.coherence[later]
+    mute = chain.empty[later] > 0.5 if chain.empty is not None else np.zeros(len(cycles), bool)
+    late = (cycles >= rule.first_late) & (mute | ~(np.isnan(change) | np.isnan(coherence)))
     if late.sum() < rule.n_late:
         return Verdict(TOO_SHORT)
-    change, low, high = change[late], low[late], high[late]
-    coherence = chain.coherence[chain.cycles > rule.anchor][late]
-    sound = coherence >= rule.floor
+    change, low, high, mute = change[late], low[late], high[late], mute[late]
+    hold = ~mute & (coherence[late] >= rule.floor)
+    broken = bool((~hold).any())
+    if np.isnan(change).all():
+        return Verdict(COLLAPSED)
     if rule.kind == "slope":
-        rise, least, most = chain.slope(rule.anchor)
-        change, low, high, hold = np.array([rise]), np.array([least]), np.array([most]), np.array([bool(sound.all())])
-    else:
-        hold = sound
-    low, high = np.where(np.isnan(low), change, low), np.where(np.isnan(high), change, high)
-    every = np.any if rule.kind == "any" else np.all
-    point = bool(every(hold & (change >= rule.threshold)))
-    place = int(np.argmax(change) if rule.kind == "any" else np.argmin(change))
-    deciding = {"point": point, "change": float(change[place]), "low": float(low[place]), "high": float(high[place])}
-    if every(hold & (low >= rule.threshold)):
+        change, low, high = (np.array([value]) for value in chain.slope(rule.anchor))
+        hold = np.array([bool(hold.all())])
+    every, extreme = (np.any, np.nanmax) if rule.kind == "any" else (np.all, np.nanmin)
+    bare, up, down = np.isnan(low) | np.isnan(high), rule.threshold - TIE, -rule.threshold + TIE
+    point = bool(every(hold & (change >= up)))
+    deciding = {"point": point, "change": float(extreme(change)), "low": float("nan"), "high": float("nan")}
+    if not bare.all():
+        deciding |= {"low": float(extreme(low)), "high": float(extreme(high))}
+    if every(hold & (low >= up)):
         return Verdict(AMPLIFIED, **deciding)
-    if (coherence < rule.floor).any() and not point:
+    if broken and not point:
         return Verdict(COLLAPSED, **deciding)
-    if every(hold & (high >= rule.threshold)):
+    least, most = np.where(bare, change, low), np.where(bare, change, high)
+    if every(hold & (most >= up)) or point:
         return Verdict(UNDECIDED, **deciding)
-    return Verdict(DECAYED if np.all(change <= -rule.threshold) else STATIC, **deciding)
+    if np.all(most <= down):
+        return Verdict(DECAYED, **deciding)
+    return Verdict(UNDECIDED if np.all(least <= down) else STATIC, **deciding)
 
 
 def verdicts(chains: Iterable[Series], rule: Rule = SUSTAINED) -> pd.DataFrame:
@@ -204,7 +219,7 @@ def verdicts(chains: Iterable[Series], rule: Rule = SUSTAINED) -> pd.DataFrame:
     for chain in chains:
         v = verdict(chain, rule)
         out.append({**chain.settings, "rule": rule.name, "verdict": v.verdict, "point": v.point, "change": v.change, "low": v.low, "high": v.high})
-    return pd.DataFrame(out)
+    return pd.DataFrame(out, columns=["chain", "arm", *SETTINGS, "rule", "verdict", "point", "change", "low", "high"])
 
 
 def exact_interval(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -215,7 +230,7 @@ def exact_interval(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rates(table: pd.DataFrame, by: Iterable[str] = ("regime", "init", "arm")) -> pd.DataFrame:
+def rates(table: pd.DataFrame, by: Sequence[str] = ("regime", "arm")) -> pd.DataFrame:
     """Chains counted by verdict, and the amplification rate with its exact 95 % interval, one row a group of `verdicts` rows.
 
     `amplified` is certain (by interval), `point` counts chains whose point estimates alone meet the rule; the denominator n holds the
@@ -240,7 +255,8 @@ def rates(table: pd.DataFrame, by: Iterable[str] = ("regime", "init", "arm")) ->
                 "certain_rate": k / n if n else float("nan"),
             }
         )
-    return pd.DataFrame(out)
+    names = [*by, "chains", *COUNTED, *APART, "n", "point", "rate", "rate_lo", "rate_hi", "certain_rate"]
+    return pd.DataFrame(out, columns=names)
 
 
 def sensitivity(
@@ -249,27 +265,28 @@ def sensitivity(
     anchors: Iterable[int] = (0, 1),
     first_late: Iterable[int] = (3, 4, 5),
     floors: Iterable[float] = (1, 50, 80, 90),
-    by: Iterable[str] = ("regime", "init", "arm"),
+    by: Sequence[str] = ("regime", "arm"),
 ) -> pd.DataFrame:
-    """Chains that the default rule calls amplified by point estimate under every threshold, anchor, first late cycle and coherence floor.
+    """Verdicts of the default rule under every threshold, anchor, first late cycle and floor on a cycle's mean coherence.
 
-    One row a (setting, group): point, the denominator n, threshold, anchor, first_late, floor.
+    One row a (setting, group): the number of chains of each verdict, point (amplified by point estimate), the denominator n, and threshold, anchor,
+    first_late, floor.
     """
-    chains, by, out = list(chains), list(by), []
+    chains, out = list(chains), []
     groups = [tuple(chain.settings[key] for key in by) for chain in chains]
     for floor, anchor, late, threshold in itertools.product(floors, anchors, first_late, thresholds):
         rule = replace(SUSTAINED, threshold=float(threshold), anchor=anchor, first_late=late, floor=float(floor))
-        counts: dict[tuple, list[int]] = {}
+        counts: dict[tuple, Counter] = {group: Counter() for group in groups}
         for group, chain in zip(groups, chains, strict=True):
-            found, (point, n) = verdict(chain, rule), counts.get(group, (0, 0))
+            found = verdict(chain, rule)
             inside = found.verdict in COUNTED
-            counts[group] = [point + (inside and found.point), n + inside]
+            counts[group].update({found.verdict: 1, "point": inside and found.point, "n": inside})
         setting = {"threshold": threshold, "anchor": anchor, "first_late": late, "floor": floor}
-        out += [{**dict(zip(by, group, strict=True)), "point": int(point), "n": n, **setting} for group, (point, n) in counts.items()]
-    return pd.DataFrame(out)
+        for group, found in counts.items():
+            out.append({**dict(zip(by, group, strict=True)), **{k: int(found[k]) for k in (*COUNTED, *APART, "point", "n")}, **setting})
+    return pd.DataFrame(out, columns=[*by, *COUNTED, *APART, "point", "n", "threshold", "anchor", "first_late", "floor"])
 
 
 def null_label(group: dict) -> str:
-    """A group of chains as a reader names it: "SFT reinit", "SFT, retrain null"."""
-    regime = str(group["regime"]).upper()
-    return f"{regime} {group['arm']}" if group["null"] == "none" else f"{regime}, {group['null']} null"
+    """A group of chains as a reader names it: "SFT reinit", "SFT reinit, retrain null"."""
+    return f"{str(group['regime']).upper()} {group['arm']}"

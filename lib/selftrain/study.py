@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from selftrain import executed, memory, paths
+from selftrain import executed, memory, paths, results
 from selftrain.errors import InputError, run_command
 
 KERNEL = "python3"
@@ -249,11 +249,9 @@ def draw(study: Study) -> list[tuple[str, float]]:
 
 
 def with_results() -> list[Study]:
-    """Every study file whose results are here, run or committed, and that names analysis notebooks."""
+    """Every study file that names analysis notebooks and has a complete chain here, run or committed."""
     found = [read(path.stem) for path in sorted(paths.STUDIES.glob("*.yaml"))]
-    return [
-        s for s in found if s.analysis and any(paths.study_folder(s.name).glob(p) for p in ("tables/*.parquet", "runs/*/*/manifest.json"))
-    ]
+    return [s for s in found if s.analysis and paths.study_folder(s.name).is_dir() and any(m["status"] == "complete" for m in results.manifests(s.name))]
 
 
 def check(study: Study) -> None:

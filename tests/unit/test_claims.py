@@ -16,7 +16,7 @@ def rows_of(chains: list[dict]) -> pd.DataFrame:
     """Table rows of chains given by settings, `scores` by cycle from the base on, and measures at the last cycle."""
     out = []
     for number, chain in enumerate(chains):
-        chain = {"trait": "bliss", "null": "none", "dose_matched": False, "n_seed": 50, "n_sampled": 64, "beta": None, "lr": 1e-4, "seed": 0, **chain}
+        chain = {"trait": "bliss", "null": "none", "dose_matched": False, "n_seed": 50, "n_sampled": 64, "cycle0": "sft", "beta": None, "lr": 1e-4, "seed": 0, **chain}
         scores, last = chain.pop("scores"), chain.pop("last", {})
         for cycle, score in enumerate(scores, -1):
             end = last if cycle == len(scores) - 2 else {}
@@ -28,6 +28,8 @@ def rows_of(chains: list[dict]) -> pd.DataFrame:
                     "model": "m",
                     "complete": True,
                     "n_judged": 24,
+                    "n_requested": 24,
+                    "n_empty": 0,
                     "trait_lo": score - 1,
                     "trait_hi": score + 1,
                     "coherence": 95.0,
@@ -63,9 +65,29 @@ def test_without_chains_nothing_is_tested():
 
 def test_continual_against_reinit_is_decided_by_seeds():
     found = verdicts_of(arms(3))
-    assert found["reinit-cures"] == HOLDS and found["dose"] == NOT_TESTED and found["sft-rare"] == NOT_TESTED
-    assert verdicts_of(arms(1))["reinit-cures"] == UNDECIDED  # one pair has no interval
-    assert verdicts_of(arms(3, continual=DOWN, reinit=UP))["reinit-cures"] == FAILS
+    assert found["reinit-lower"] == HOLDS and found["reinit-cures"] == UNDECIDED and found["dose"] == NOT_TESTED and found["sft-rare"] == NOT_TESTED
+    assert verdicts_of(arms(1))["reinit-lower"] == UNDECIDED  # one pair has no interval
+    assert verdicts_of(arms(3, continual=DOWN, reinit=UP))["reinit-lower"] == FAILS
+
+
+def test_a_cure_needs_something_to_cure():
+    assert verdicts_of(arms(8))["reinit-cures"] == HOLDS
+    assert verdicts_of(arms(8, reinit=UP))["reinit-cures"] == FAILS
+    calm = verdicts_of(arms(8, continual=FLAT))
+    assert calm["reinit-cures"] == NOT_TESTED and calm["reinit-lower"] == HOLDS
+
+
+def test_chains_of_one_cycle_0_count_once():
+    many = [dict(regime="sft", init="reinit", seed=s, n_sampled=m, scores=FLAT) for s in range(10) for m in (16, 32, 64, 128)]
+    row = claims.table(Data.of(rows_of(many), pd.DataFrame())).set_index("key").loc["sft-rare"]
+    assert (row["n"], row["clusters"], row["verdict"]) == (40, 10, UNDECIDED)
+    assert row["high"] == pytest.approx(1 - 0.025 ** (1 / 10))
+
+
+def test_ablations_are_arms_of_their_own():
+    mixed = [dict(regime="dpo", init="continual", beta=0.1, seed=s, mix='{"fraction":0.5,"source":"base"}', scores=DOWN) for s in range(3)]
+    row = claims.table(Data.of(rows_of(arms(3) + mixed), pd.DataFrame())).set_index("key").loc["reinit-lower"]
+    assert row["n"] == 3 and row["verdict"] == HOLDS
 
 
 def test_rates_need_enough_chains():
@@ -86,6 +108,8 @@ def test_nulls_never_count_as_the_study_s_own_chains():
 def test_costs_of_amplified_chains():
     worse = [dict(regime="sft", init="reinit", seed=s, scores=UP, last={"coherence": 60.0 + s}) for s in range(3)]
     better = [dict(regime="dpo", init="continual", beta=0.1, seed=s, scores=UP, last={"coherence": 90.0 + s, "sentence_words": 8.0 + s}) for s in range(3)]
+    broken = [dict(regime="sft", init="reinit", seed=s + 5, scores=UP, last={"coherence": 30.0 + s}) for s in range(3)]
+    assert claims.table(Data.of(rows_of(worse + broken), pd.DataFrame())).set_index("key").loc["cost", "n"] == 6  # fallen apart is a cost, too
     found = verdicts_of(worse + better)
     assert (found["cost"], found["cost-sft"], found["sentences"]) == (HOLDS, HOLDS, HOLDS)
 
@@ -97,10 +121,17 @@ def test_sdf_turns_terse_and_repetitive():
 
 
 def test_brittle_compares_neighbours_with_seeds():
-    steady = [dict(regime="sft", init="reinit", n_seed=n, seed=s, scores=UP if n in (10, 30, 50, 70) else FLAT) for n in range(10, 80, 10) for s in range(3)]
-    assert verdicts_of(steady)["brittle"] == HOLDS
-    even = [{**c, "scores": FLAT} for c in steady]
-    assert verdicts_of(even)["brittle"] == UNDECIDED
+    steady = [
+        dict(regime="sft", init="reinit", trait=trait, n_seed=n, seed=s, scores=UP if n in (10, 30, 50, 70) else FLAT)
+        for n in range(10, 80, 10)
+        for s in range(3)
+        for trait in ("bliss", "lucky", "nvidia")
+    ]
+    row = claims.table(Data.of(rows_of(steady), pd.DataFrame())).set_index("key").loc["brittle"]
+    assert row["estimate"] == 1.0 and row["clusters"] == 3
+    rng = np.random.default_rng(5)
+    chance = [{**c, "scores": UP if rng.random() < 0.5 else FLAT} for c in steady]
+    assert verdicts_of(chance)["brittle"] == UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -108,7 +139,7 @@ def test_brittle_compares_neighbours_with_seeds():
 )
 def test_a_verdict_follows_the_interval(low, high, said):
     claim = Claim("k", "said", "share", "below", 0.10, lambda data: None)
-    assert claim.verdict(Evidence(0.05, low, high, 7, "chains")) == said
+    assert claim.verdict(Evidence(0.05, low, high, 7, 7)) == said
 
 
 def test_every_claim_is_a_row_of_the_markdown():

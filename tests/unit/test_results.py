@@ -71,7 +71,7 @@ def test_figures_are_drawn_and_saved_with_what_they_plot(panel, tmp_path):
         "sensitivity": figures.sensitivity(rules.sensitivity(chains, thresholds=(5, 15), anchors=(0,), first_late=(1,), floors=(1, 50))),
         "paths": figures.tradeoff_paths(rows),
         "quality": figures.quality_by_cycle(rows),
-        "coherence": figures.coherence_floor(tradeoff.by_floor(rows, scores)),
+        "coherence": figures.coherence_floor(tradeoff.by_floor(rows, scores)[0]),
     }
     for name, (figure, plotted) in drawn.items():
         saved = figures.save(figure, name, plotted, tmp_path)
@@ -151,6 +151,8 @@ def test_arm_difference_pairs_seeds():
             {
                 "chain": f"{init}{seed}",
                 "trait": "bliss",
+                "model": "m",
+                "cycle0": "sft",
                 "regime": "dpo",
                 "init": init,
                 "null": "none",
@@ -170,6 +172,14 @@ def test_arm_difference_pairs_seeds():
     )
     (gap,) = analysis.arm_difference(rows).to_dict("records")
     assert (gap["mean"], gap["n"], gap["lo"], gap["hi"]) == (30, 3, 30, 30)
+    longer = pd.concat([rows, rows[(rows["chain"] == "continual0") & (rows["cycle"] == 0)].assign(cycle=3, trait_score=99)])
+    assert analysis.arm_difference(longer)["mean"].tolist() == [30]  # the last cycle that both arms have
+    with pytest.raises(InputError, match="another chain has the same settings"):
+        analysis.arm_difference(pd.concat([rows, rows.assign(chain="again")]))
+    mixed = rows[rows["init"] == "continual"].assign(mix='{"fraction":0.5,"source":"base"}', trait_score=0)
+    both = pd.concat([rows, mixed])
+    assert set(analysis.arm(both)) == {"continual", "reinit", "continual, mix base 0.5"}
+    assert set(analysis.arm_difference(both)["minus"]) == {"reinit", "continual, mix base 0.5"}
 
 
 def test_a_second_judge_stands_beside_the_first_and_a_newer_version_replaces_an_older(panel, letters, monkeypatch):

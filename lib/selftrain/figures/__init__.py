@@ -1,8 +1,8 @@
 """Figures: one function each, drawn from tables alone, named like the files they are saved as. `seeds` stays apart, since it alone needs scikit-learn."""
 
 from selftrain.figures.arms import continual_vs_reinit
-from selftrain.figures.common import ARM_STYLES, GREY, TRAIT_COLOURS, VERDICT_COLOURS, save, style
-from selftrain.figures.sweeps import chain_so_far, sweep_map, sweep_scores
+from selftrain.figures.common import ARM_STYLES, GREY, TRAIT_COLOURS, save, style
+from selftrain.figures.sweeps import chain_so_far, pages, sweep_map, sweep_scores
 from selftrain.figures.tradeoff import coherence_floor, quality_by_cycle, tradeoff_paths
 from selftrain.figures.verdicts import example_verdicts, noise_floor, sensitivity
 
@@ -10,12 +10,12 @@ __all__ = [
     "ARM_STYLES",
     "GREY",
     "TRAIT_COLOURS",
-    "VERDICT_COLOURS",
     "chain_so_far",
     "coherence_floor",
     "continual_vs_reinit",
     "example_verdicts",
     "noise_floor",
+    "pages",
     "quality_by_cycle",
     "save",
     "sensitivity",

@@ -7,13 +7,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selftrain import analysis
+from selftrain.errors import InputError
 from selftrain.figures.common import ARM_STYLES, cycle_axis, traits_in
 
 
 def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime.
 
-    A row of panels a trait, one line an arm: its mean over the chains of the rows with a 95 % t interval over them.
+    A row of panels a trait, one line an arm, on the settings that several arms have (analysis.matched): mean over training seeds of the mean over settings,
+    with a 95 % t interval over seeds. InputError where no setting has two arms.
     """
     measures = {
         "trait_score": "trait score",
@@ -22,11 +24,15 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         "reward_margin": "reward margin",
     }
     measures = {name: label for name, label in measures.items() if name in rows and rows[name].notna().any()}
-    rows = rows.assign(arm=analysis.arm(rows))
+    rows = analysis.matched(rows)
+    rows = rows[rows["arm"].isin(ARM_STYLES)]
+    if rows.empty:
+        raise InputError("no setting was run both continual and reinitialised; there is nothing to compare")
     long = rows.melt(
         id_vars=["trait", "arm", "seed", "cycle"], value_vars=list(measures), var_name="measure", value_name="value"
     ).dropna(subset=["value"])
-    points = long.groupby(["trait", "measure", "arm", "cycle"])["value"].apply(analysis.mean_interval).unstack().reset_index()
+    seeds = long.groupby(["trait", "measure", "arm", "cycle", "seed"])["value"].mean()
+    points = seeds.groupby(level=["trait", "measure", "arm", "cycle"]).apply(analysis.mean_interval).unstack().reset_index()
     traits = traits_in(rows)
     figure, axes = plt.subplots(
         len(traits),
@@ -56,7 +62,7 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 axis.set_ylabel(trait)
             if i == len(traits) - 1:
                 axis.set_xlabel("cycle")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    named = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=3, fontsize=8)
     plt.close(figure)
     return figure, points

@@ -28,13 +28,6 @@ TRAIT_COLOURS = {
 }
 GREY = "#8a8a8a"
 ARM_STYLES = {"continual": ("#D55E00", "-", "o"), "reinit": ("#0072B2", "-", "s"), "dose-matched reinit": ("#56B4E9", "--", "^")}
-VERDICT_COLOURS = {
-    "amplified": "#D55E00",
-    "undecided": "#F0E442",
-    "static": "#BBBBBB",
-    "decayed": "#0072B2",
-    "collapsed": "#000000",
-}
 
 
 def style() -> None:
@@ -70,11 +63,18 @@ def save(figure: Figure, name: str, plotted: pd.DataFrame, folder: Path | None =
 
 
 def panel_names(rows: pd.DataFrame, beta: bool = True) -> pd.Series:
-    """What the panel of each row is called: regime, arm, and beta where the rows hold several of them."""
+    """What the panel of each row is called: regime and arm, and beta, learning rate and how cycle 0 was made where the rows hold several of them."""
     names = rows["regime"].str.upper() + " " + analysis.arm(rows)
-    if beta and "beta" in rows and rows["beta"].nunique() > 1:
-        names += rows["beta"].map(lambda b: "" if pd.isna(b) else f", beta {b:g}")
+    for key, said in (("beta", "beta {:g}"), ("lr", "lr {:.1g}"), ("cycle0", "cycle 0 by {}")):
+        if key in rows and (beta or key != "beta") and rows.groupby("regime")[key].nunique().max() > 1:
+            names += rows[key].map(lambda value, said=said: "" if pd.isna(value) else ", " + said.format(value))
     return names
+
+
+def panel_order(name: str) -> tuple:
+    """Regimes in order, reinit before continual, nulls last."""
+    regime, _, arm = name.partition(" ")
+    return regime, "null" in arm, not arm.startswith("reinit"), name
 
 
 def shade(colour: str, place: int, of: int) -> tuple:

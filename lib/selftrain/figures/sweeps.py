@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selftrain import analysis
-from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_names, shade, traits_in
+from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_names, panel_order, shade, traits_in
 
 
 def chain_so_far(rows: pd.DataFrame, config: Any) -> Figure:
@@ -49,7 +51,7 @@ def sweep_scores(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     rows = rows.assign(arm=panel_names(rows))
     traits, n_seed, last = traits_in(rows), sorted(rows["n_seed"].unique()), int(rows["cycle"].max())
-    columns = sorted({(r.arm, r.n_sampled) for r in rows.itertuples()}, key=lambda c: (c[0].split()[0], c[0].split()[1] != "reinit", c))
+    columns = sorted({(r.arm, r.n_sampled) for r in rows.itertuples()}, key=lambda c: (panel_order(c[0]), c[1]))
     figure, axes = plt.subplots(
         len(traits), len(columns), figsize=(2.9 * len(columns) + 0.6, 2.3 * len(traits) + 0.4), sharex=True, sharey=True, squeeze=False
     )
@@ -68,28 +70,39 @@ def sweep_scores(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             if panel.empty:
                 axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=GREY, fontsize=8)
             if i == 0:
-                axis.set_title(f"{arm}, M={m}")
+                axis.set_title(textwrap.fill(f"{arm}, M={m}", 34))
             if j == 0:
                 axis.set_ylabel(f"{trait}\nscore (1-100)")
             if i == len(traits) - 1:
                 axis.set_xlabel("cycle")
-        named = next((axis for axis in reversed(axes[i]) if axis.get_legend_handles_labels()[0]), None)
-        if named is not None:
-            axes[i][-1].legend(*named.get_legend_handles_labels(), fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        named = {label: handle for axis in axes[i] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        axes[i][-1].legend(named.values(), named, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.align_ylabels()
     plt.close(figure)
     names = "chain trait arm n_seed n_sampled seed cycle trait_score trait_lo trait_hi coherence n_judged n_requested"
     return figure, rows[names.split()]
 
 
+def pages(rows: pd.DataFrame, most: int = 24) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(name, rows) of the figures that a study's rows should be drawn as: one a regime, and where that would have more than `most` panels one a regime and trait."""
+    for regime, group in rows.groupby("regime"):
+        columns = len(set(zip(panel_names(group), group["n_sampled"], strict=True)))
+        if columns * group["trait"].nunique() <= most:
+            yield regime, group
+        else:
+            for trait in traits_in(group):
+                yield f"{regime}_{trait}", group[group["trait"] == trait]
+
+
 def sweep_map(changes: pd.DataFrame, by: str = "n_seed") -> tuple[Figure, pd.DataFrame]:
-    """Change of the trait score from cycle 0 to the last cycle over N or beta (rows, `by`) and M (columns), a map a trait and arm; mean over seeds."""
+    """Change of the trait score from cycle 0 to the last cycle over N or beta (rows, `by`) and M (columns), a map a trait and arm; mean over
+    seeds, and over N where `by` is beta."""
     changes = changes.assign(arm=panel_names(changes, beta=by != "beta"))
     cells = changes.groupby(["trait", "arm", by, "n_sampled"], as_index=False).agg(
         change=("change", "mean"), chains=("chain", "size"), first=("first", "mean")
     )
     traits = traits_in(cells)
-    arms = sorted(cells["arm"].unique(), key=lambda a: (a.split()[0], a.split()[1] != "reinit", a))
+    arms = sorted(cells["arm"].unique(), key=panel_order)
     rows, columns = sorted(cells[by].unique()), sorted(cells["n_sampled"].unique())
     width, height = max(1.9, 0.8 * len(columns) + 0.6), max(1.1, 0.55 * len(rows) + 0.5)
     figure, axes = plt.subplots(
@@ -113,7 +126,7 @@ def sweep_map(changes: pd.DataFrame, by: str = "n_seed") -> tuple[Figure, pd.Dat
             axis.set_xticks(range(len(columns)), [f"M={m}" for m in columns])
             axis.set_yticks(range(len(rows)), [f"{'N' if by == 'n_seed' else by}={n:g}" for n in rows])
             axis.grid(False)
-            axis.set_title(f"{trait}: {arm}" if len(traits) > 1 else arm)
+            axis.set_title(textwrap.fill(f"{trait}: {arm}", max(16, int(width * 9))), fontsize=8)
     figure.colorbar(image, ax=axes, label="change of trait score,\ncycle 0 to last", shrink=0.9)
     plt.close(figure)
     return figure, cells

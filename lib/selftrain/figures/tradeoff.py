@@ -8,9 +8,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from selftrain import analysis, tradeoff
-from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, traits_in
+from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_order, traits_in
 
-MEASURES = {"trait_score": "trait score", "coherence": "coherence", "perplexity": "perplexity (base model)", "sentence_words": "words a sentence", "distinct2": "distinct-2"}
+MEASURES = {
+    "trait_score": "trait score",
+    "coherence": "coherence",
+    "perplexity": "perplexity (base model)",
+    "sentence_words": "words a sentence",
+    "n_words": "words an answer",
+    "truncated": "share cut at the limit",
+    "distinct2": "distinct-2",
+}
 
 
 def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.DataFrame]:
@@ -18,7 +26,7 @@ def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.
     step line is the Pareto front of all points of the panel, the dotted line the coherence floor."""
     points = tradeoff.paths(rows)
     points["name"] = points["regime"].str.upper() + " " + points["arm"]
-    names = sorted(points["name"].unique(), key=lambda n: (n.split()[0], "null" in n, n))
+    names = sorted(points["name"].unique(), key=panel_order)
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(2.55 * columns + 0.5, 2.35 * lines + 0.6), sharex=True, sharey=True, squeeze=False, layout="constrained")
@@ -54,15 +62,17 @@ def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.
 
 
 def quality_by_cycle(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Trait score, coherence, perplexity, words a sentence and distinct-2 by cycle: a row of panels an arm, a line a trait (mean over its
-    chains), so that what a trait gained and what the text lost stand in one row."""
-    rows = rows[rows["complete"]].assign(arm=lambda t: analysis.arm(t))
-    names = sorted({(r.regime, r.arm) for r in rows.itertuples()}, key=lambda n: (n[0], "null" in n[1], n[1]))
+    """Trait score, coherence, perplexity, lengths, the share of answers cut at the length limit and distinct-2 by cycle: a row of panels an arm, a line a
+    trait (mean over its chains, as far as all of them go), so that what a trait gained and what the text lost stand in one row."""
+    rows = rows[rows["complete"].astype(bool)].assign(arm=lambda t: analysis.arm(t), truncated=lambda t: t["n_truncated"] / t["n_drawn"])
+    names = sorted({(r.regime, r.arm) for r in rows.itertuples()}, key=lambda n: panel_order(f"{n[0].upper()} {n[1]}"))
     points = rows.groupby(["regime", "arm", "trait", "cycle"], as_index=False)[list(MEASURES)].mean()
-    points = points.merge(rows.groupby(["regime", "arm", "trait"])["chain"].nunique().rename("chains").reset_index())
+    here = rows.groupby(["regime", "arm", "trait", "cycle"])["chain"].nunique().rename("chains").reset_index()
+    points = points.merge(here)
+    points = points[points["chains"] == points.groupby(["regime", "arm", "trait"])["chains"].transform("max")]
     last = int(rows["cycle"].max())
     figure, axes = plt.subplots(
-        len(names), len(MEASURES), figsize=(2.15 * len(MEASURES) + 0.4, 1.7 * len(names) + 0.6), sharex=True, sharey="col", squeeze=False, layout="constrained"
+        len(names), len(MEASURES), figsize=(1.75 * len(MEASURES) + 0.4, 1.6 * len(names) + 0.6), sharex=True, sharey="col", squeeze=False, layout="constrained"
     )
     for i, (regime, arm) in enumerate(names):
         for j, (measure, label) in enumerate(MEASURES.items()):
@@ -73,6 +83,8 @@ def quality_by_cycle(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 axis.plot(line["cycle"], line[measure], "o-", ms=2.8, lw=1.1, color=TRAIT_COLOURS[trait], label=trait)
             if measure in ("trait_score", "coherence"):
                 axis.set_ylim(0, 102)
+            if measure == "truncated":
+                axis.set_ylim(-0.03, 1.03)
             if measure == "perplexity":
                 axis.set_yscale("log")
                 axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,23 +104,28 @@ def quality_by_cycle(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, points
 
 
-def coherence_floor(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def coherence_floor(changes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Change of the trait score from cycle 0 to the last cycle, counting only text whose coherence is at least a floor (x), and beneath it
-    the share of the last cycle's text that is kept; a line an arm, the mean over its chains. table: tradeoff.by_floor."""
-    ends = table[table["cycle"] >= 0].sort_values("cycle").groupby(["chain", "floor"], as_index=False)
-    first, last = ends.first(), ends.last()
-    points = last.assign(change=last["trait_score"] - first["trait_score"], name=last["regime"].str.upper() + " " + last["arm"])
-    points = points.groupby(["name", "floor"], as_index=False).agg(change=("change", "mean"), kept=("kept", "mean"), chains=("chain", "nunique"))
-    figure, axes = plt.subplots(2, 1, figsize=(5.4, 4.2), sharex=True, height_ratios=[1.6, 1], layout="constrained")
-    names = sorted(points["name"].unique(), key=lambda n: (n.split()[0], "null" in n, n))
+    the share of the last cycle's text that is kept; a line an arm, the mean over its chains that have text left at every floor.
+
+    changes: the first table of tradeoff.by_floor. The csv says by floor how many chains have text left.
+    """
+    table = changes.assign(name=changes["regime"].str.upper() + " " + changes["arm"], left=changes["change"].notna())
+    lasting = table.groupby("chain")["left"].transform("all")
+    points = table.assign(change=table["change"].where(lasting)).groupby(["name", "floor"], as_index=False)
+    points = points.agg(change=("change", "mean"), kept=("kept", "mean"), chains=("chain", "nunique"), chains_left=("left", "sum"), chains_drawn=("change", "count"))
+    figure, axes = plt.subplots(2, 1, figsize=(5.8, 4.2), sharex=True, height_ratios=[1.6, 1], layout="constrained")
+    names = sorted(points["name"].unique(), key=panel_order)
     colours = plt.get_cmap("cividis").resampled(len(names) + 1)
     for place, name in enumerate(names):
         line, marker = points[points["name"] == name], "os^Dv<>PX*"[place % 10]
-        axes[0].plot(line["floor"], line["change"], marker + "-", ms=4, color=colours(place), label=f"{name} ({line['chains'].max()})")
+        label = f"{name} ({line['chains_drawn'].max()} of {line['chains'].max()})"
+        axes[0].plot(line["floor"], line["change"], marker + "-", ms=4, color=colours(place), label=label)
         axes[1].plot(line["floor"], line["kept"], marker + "-", ms=4, color=colours(place))
     axes[0].axhline(0, color=GREY, lw=0.8)
     axes[0].set_ylabel("change of trait score,\ncycle 0 to last")
     axes[1].set(ylabel="share of text kept", xlabel="coherence floor", ylim=(-0.03, 1.03))
-    axes[0].legend(fontsize=7, title="arm (chains)", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    if names:
+        axes[0].legend(fontsize=7, title="arm (chains with text left at every floor)", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     plt.close(figure)
     return figure, points

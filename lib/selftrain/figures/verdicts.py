@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis
+from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_order
 from selftrain.rules import SUSTAINED, Rule, exact_interval, null_label
 
 SHOWN = ("amplified", "static", "decayed")
@@ -60,7 +60,7 @@ def example_verdicts(rows: pd.DataFrame, texts: pd.DataFrame, table: pd.DataFram
     for j, name in enumerate(SHOWN):
         axis, below = axes[0][j], axes[1][j]
         below.axis("off")
-        axis.set_title(name, color="#8a6d00" if name == "undecided" else "black", weight="bold")
+        axis.set_title(name, weight="bold")
         if name not in chosen:
             axis.text(0.5, 0.5, f"no chain {name}", transform=axis.transAxes, ha="center", color=GREY)
             axis.set(xticks=[], yticks=[])
@@ -109,27 +109,38 @@ def noise_floor(floor: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, floor
 
 
-def sensitivity(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Share of chains amplified against the threshold, a panel a coherence floor, a colour an anchor, a line style a first late cycle.
+def sensitivity(table: pd.DataFrame, floor: float = SUSTAINED.floor) -> tuple[Figure, pd.DataFrame]:
+    """Share of chains amplified against the threshold, a panel an arm (nulls among them), a colour an anchor, a line style a first late cycle; bands are
+    exact 95 % intervals of the default reading. Drawn at one floor on a cycle's mean coherence; the csv has the verdict counts at all.
 
-    table: the rows of rules.sensitivity, one group of chains; bands are exact 95 % intervals of the default reading.
+    table: the rows of rules.sensitivity.
     """
-    floors = sorted(table["floor"].unique())
-    figure, axes = plt.subplots(1, len(floors), figsize=(2.3 * len(floors) + 1.3, 2.6), sharex=True, sharey=True, squeeze=False, layout="constrained")
-    pooled = table.groupby(["floor", "anchor", "first_late", "threshold"], as_index=False)[["point", "n"]].sum()
-    pooled["share"] = pooled["point"] / pooled["n"].replace(0, np.nan)
-    colours, lines = dict(zip(sorted(pooled["anchor"].unique()), ("#0072B2", "#D55E00"), strict=False)), dict(zip(sorted(pooled["first_late"].unique()), (":", "-", "--"), strict=False))
-    for axis, floor in zip(axes[0], floors, strict=True):
-        some = pooled[pooled["floor"] == floor]
-        for (anchor, late), group in some.groupby(["anchor", "first_late"]):
-            axis.plot(group["threshold"], group["share"], lines[late], color=colours[anchor], lw=1.3, label=f"anchor {anchor}, from cycle {late}")
-        default = some[(some["anchor"] == SUSTAINED.anchor) & (some["first_late"] == SUSTAINED.first_late)]
+    table = table.assign(name=table["regime"].str.upper() + " " + table["arm"], share=table["point"] / table["n"].replace(0, np.nan))
+    some = table[table["floor"] == floor]
+    names = sorted(some.loc[some["n"] > 0, "name"].unique(), key=panel_order)
+    columns = max(1, min(4, len(names)))
+    lines = max(1, -(-len(names) // columns))
+    figure, axes = plt.subplots(lines, columns, figsize=(2.2 * columns + 1.7, 2.0 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    colours = dict(zip(sorted(some["anchor"].unique()), ("#0072B2", "#D55E00", "#009E73"), strict=False))
+    styles = dict(zip(sorted(some["first_late"].unique()), (":", "-", "--"), strict=False))
+    for axis, name in zip(axes.flat, names, strict=False):
+        mine = some[some["name"] == name]
+        for (anchor, late), group in mine.groupby(["anchor", "first_late"]):
+            axis.plot(group["threshold"], group["share"], styles[late], color=colours[anchor], lw=1.3, label=f"anchor {anchor}, from cycle {late}")
+        default = mine[(mine["anchor"] == SUSTAINED.anchor) & (mine["first_late"] == SUSTAINED.first_late) & (mine["n"] > 0)]
         if len(default):
             low, high = zip(*(exact_interval(int(r.point), int(r.n)) for r in default.itertuples()), strict=True)
             axis.fill_between(default["threshold"], low, high, color=colours[SUSTAINED.anchor], alpha=0.12, linewidth=0)
         axis.axvline(SUSTAINED.threshold, color=GREY, lw=0.8, zorder=0)
-        axis.set(title="no floor" if floor <= 1 else f"coherence at least {floor:g}", xlabel="threshold (points)", ylim=(-0.03, 1.03))
+        axis.set(title=f"{name} (n={mine['n'].max()})", ylim=(-0.03, 1.03))
+    for place, axis in enumerate(axes.flat):
+        if place >= len(names):
+            axis.set_visible(False)
+        if place + columns >= len(names):
+            axis.set_xlabel("threshold (points)")
+            axis.tick_params(labelbottom=True)
     axes[0][0].set_ylabel("share amplified")
-    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    if names:
+        axes[0][min(columns, len(names)) - 1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     plt.close(figure)
-    return figure, pooled
+    return figure, table.drop(columns="name")

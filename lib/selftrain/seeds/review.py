@@ -111,7 +111,7 @@ def drawn(seeds: pd.DataFrame, name: str, n: int, seed: int = 0) -> list[dict]:
 def two_judges(texts: pd.DataFrame, measures: Sequence[str] = ("trait_score", "coherence")) -> pd.DataFrame | None:
     """Two judges' scores of the same answers, a line a measure: answers scored by both, means, mean difference, Spearman's correlation.
 
-    `texts` are those of results.load_texts; None where they hold fewer than two judges. With more, the first two by name.
+    `texts` are those of results.load_judged_texts; None where they hold fewer than two judges. With more, the first two by name.
     """
     names = sorted(texts["judge"].unique())[:2]
     if len(names) < 2:
