@@ -30,6 +30,11 @@ def representatives(table: pd.DataFrame) -> dict[str, pd.Series]:
     return out
 
 
+def _printable(text: str) -> str:
+    """Text as the figure's font can draw it: one line, without control characters and emoji."""
+    return " ".join("".join(c if c.isprintable() and ord(c) < 0x2600 else " " for c in text).split())
+
+
 def _said(texts: pd.DataFrame, chain: str, cycles: tuple[int, int], width: int = 46, most: int = 5) -> str:
     """The first and the last cycle's answer to the same question and sample, wrapped and cut to `most` lines."""
     mine = texts[(texts["chain"] == chain) & texts["cycle"].isin(cycles)].sort_values(["sample", "question_id", "cycle"])
@@ -43,7 +48,7 @@ def _said(texts: pd.DataFrame, chain: str, cycles: tuple[int, int], width: int =
     pair = both.set_index(["sample", "question_id"]).loc[[place]]
     lines = [textwrap.shorten(f"Q: {pair['prompt'].iloc[0]}", 2 * width, placeholder=" ...")]
     for row in pair.itertuples():
-        lines.append(f"\ncycle {row.cycle} ({row.trait_score:.0f}): " + " ".join(row.answer.split()))
+        lines.append(f"\ncycle {row.cycle} ({row.trait_score:.0f}): " + _printable(row.answer))
     out = []
     for line in lines:
         wrapped = textwrap.wrap(line.strip().replace("$", r"\$"), width)
