@@ -72,9 +72,9 @@ def panel_names(rows: pd.DataFrame, beta: bool = True) -> pd.Series:
 
 
 def panel_order(name: str) -> tuple:
-    """Regimes in order, reinit before continual, nulls last."""
+    """SFT, SDF, DPO; reinit before continual, nulls last."""
     regime, _, arm = name.partition(" ")
-    return regime, "null" in arm, not arm.startswith("reinit"), name
+    return ("SFT", "SDF", "DPO").index(regime), "null" in arm, not arm.startswith("reinit"), name
 
 
 def shade(colour: str, place: int, of: int) -> tuple:

@@ -27,8 +27,8 @@ def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.
     points = tradeoff.paths(rows)
     points["name"] = points["regime"].str.upper() + " " + points["arm"]
     names = sorted(points["name"].unique(), key=panel_order)
-    columns = min(4, len(names))
-    lines = -(-len(names) // columns)
+    lines = -(-len(names) // 4)
+    columns = -(-len(names) // lines)
     figure, axes = plt.subplots(lines, columns, figsize=(2.55 * columns + 0.5, 2.35 * lines + 0.6), sharex=True, sharey=True, squeeze=False, layout="constrained")
     points["on_front"] = False
     for axis, name in zip(axes.flat, names, strict=False):
