@@ -9,7 +9,22 @@ from scipy import stats
 
 from selftrain.errors import InputError
 
-SETTINGS = ["study", "panel", "trait", "regime", "init", "null", "dose_matched", "cycle0", "model", "lr", "n_seed", "n_sampled", "beta", "seed"]
+SETTINGS = [
+    "study",
+    "panel",
+    "trait",
+    "regime",
+    "init",
+    "null",
+    "dose_matched",
+    "cycle0",
+    "model",
+    "lr",
+    "n_seed",
+    "n_sampled",
+    "beta",
+    "seed",
+]
 # What makes two chains comparable but for their arm and training seed; with `seed`, what makes them a pair.
 CELL = ["trait", "regime", "model", "cycle0", "n_seed", "n_sampled", "beta", "lr"]
 PAIRING = [*CELL, "seed"]

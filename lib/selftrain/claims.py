@@ -159,7 +159,9 @@ def _cured(data: Data) -> Evidence:
     """Of the DPO pairs whose continual chain amplifies, the share whose reinitialised chain does not."""
     some = data.verdicts[(data.verdicts["regime"] == "dpo") & data.verdicts["verdict"].isin(rules.COUNTED)]
     some = some.assign(beta=some["beta"].astype(float).fillna(0.0))
-    wide = some[some["arm"].isin(["continual", "reinit"])].pivot_table(index=["study", *analysis.PAIRING], columns="arm", values="point", aggfunc="first")
+    wide = some[some["arm"].isin(["continual", "reinit"])].pivot_table(
+        index=["study", *analysis.PAIRING], columns="arm", values="point", aggfunc="first"
+    )
     if not {"continual", "reinit"} <= set(wide):
         return NOTHING
     pairs = wide.dropna()
@@ -214,18 +216,84 @@ SHARE, POINTS, RATIO = "{:.0%}", "{:+.1f}", "{:.2f}"
 CLAIMS = (
     Claim("sft-rare", "Amplification is rare in SFT (reinit)", "share of chains amplified", "below", RARE, _rate("sft", "reinit"), SHARE),
     Claim("sdf-rare", "Amplification is rare in SDF (reinit)", "share of chains amplified", "below", RARE, _rate("sdf", "reinit"), SHARE),
-    Claim("brittle", "Amplification is brittle in N and M (SFT, SDF)", "agreement of re-seeded minus neighbouring chains", "above", 0, _brittle, "{:+.2f}"),
-    Claim("dpo-reliable", "Continual DPO amplifies reliably", "share of chains amplified", "above", RELIABLE, _rate("dpo", "continual"), SHARE),
-    Claim("reinit-cures", "Re-initialising cures it", "share of pairs with an amplified continual chain whose reinit chain is not", "above", RELIABLE, _cured, SHARE),
-    Claim("reinit-lower", "... DPO reinit ends lower than continual", "continual minus reinit, last cycle, points", "above", 0, _continual_minus("reinit"), POINTS),
-    Claim("dose", "... and not for want of training", "continual minus dose-matched reinit, points", "above", 0, _continual_minus("dose-matched reinit"), POINTS),
+    Claim(
+        "brittle",
+        "Amplification is brittle in N and M (SFT, SDF)",
+        "agreement of re-seeded minus neighbouring chains",
+        "above",
+        0,
+        _brittle,
+        "{:+.2f}",
+    ),
+    Claim(
+        "dpo-reliable", "Continual DPO amplifies reliably", "share of chains amplified", "above", RELIABLE, _rate("dpo", "continual"), SHARE
+    ),
+    Claim(
+        "reinit-cures",
+        "Re-initialising cures it",
+        "share of pairs with an amplified continual chain whose reinit chain is not",
+        "above",
+        RELIABLE,
+        _cured,
+        SHARE,
+    ),
+    Claim(
+        "reinit-lower",
+        "... DPO reinit ends lower than continual",
+        "continual minus reinit, last cycle, points",
+        "above",
+        0,
+        _continual_minus("reinit"),
+        POINTS,
+    ),
+    Claim(
+        "dose",
+        "... and not for want of training",
+        "continual minus dose-matched reinit, points",
+        "above",
+        0,
+        _continual_minus("dose-matched reinit"),
+        POINTS,
+    ),
     Claim("sft-continual", "Continual SFT does not amplify", "share of chains amplified", "below", RARE, _rate("sft", "continual"), SHARE),
     Claim("cost", "Amplification costs coherence", "coherence change of chains whose trait amplified, points", "below", 0, _cost, POINTS),
     Claim("cost-sft", "... more in SFT than in DPO", "coherence change, SFT minus DPO, points", "below", 0, _sft_costs_more, POINTS),
-    Claim("terse", "SDF turns terse", "words an answer, last over first cycle", "below", 1, _measure("n_words_ratio", "sdf", "reinit", ratio=True), RATIO),
-    Claim("repetitive", "... and repetitive", "distinct-2, last minus first cycle", "below", 0, _measure("distinct2_change", "sdf", "reinit"), "{:+.3f}"),
-    Claim("sentences", "Sentences get shorter in continual DPO", "words a sentence, last over first cycle", "below", 1, _measure("sentence_words_ratio", "dpo", "continual", ratio=True), RATIO),
-    Claim("false-alarms", "The rule is quiet where nothing flows (ours)", "share of `retrain` nulls called amplified", "below", RARE, _rate("sft", "retrain null"), SHARE),
+    Claim(
+        "terse",
+        "SDF turns terse",
+        "words an answer, last over first cycle",
+        "below",
+        1,
+        _measure("n_words_ratio", "sdf", "reinit", ratio=True),
+        RATIO,
+    ),
+    Claim(
+        "repetitive",
+        "... and repetitive",
+        "distinct-2, last minus first cycle",
+        "below",
+        0,
+        _measure("distinct2_change", "sdf", "reinit"),
+        "{:+.3f}",
+    ),
+    Claim(
+        "sentences",
+        "Sentences get shorter in continual DPO",
+        "words a sentence, last over first cycle",
+        "below",
+        1,
+        _measure("sentence_words_ratio", "dpo", "continual", ratio=True),
+        RATIO,
+    ),
+    Claim(
+        "false-alarms",
+        "The rule is quiet where nothing flows (ours)",
+        "share of `retrain` nulls called amplified",
+        "below",
+        RARE,
+        _rate("sft", "retrain null"),
+        SHARE,
+    ),
 )
 
 

@@ -41,7 +41,9 @@ def deviations(chains: Iterable[Series], anchor: int = 0) -> pd.DataFrame:
     for chain in chains:
         cycles, change, low, high = chain.changes(anchor)
         for row in zip(cycles, change, low, high, strict=True):
-            out.append({**chain.settings, "score": chain.at(anchor), **dict(zip(("cycle", "change", "low", "high"), map(float, row), strict=True))})
+            out.append(
+                {**chain.settings, "score": chain.at(anchor), **dict(zip(("cycle", "change", "low", "high"), map(float, row), strict=True))}
+            )
     return pd.DataFrame(out)
 
 
@@ -91,7 +93,9 @@ def variance_split(rows: pd.DataFrame, scores: pd.DataFrame, late: int = 4) -> p
     return pd.DataFrame(out, columns=["regime", "arm", "cells", "between_seeds", "sampling", "training_seed", "sd"])
 
 
-def power(sd: float, seeds: Sequence[int] = (2, 3, 4, 5, 6, 8, 10), changes: Sequence[float] = (5, 10, 15, 20, 30), level: float = 0.95) -> pd.DataFrame:
+def power(
+    sd: float, seeds: Sequence[int] = (2, 3, 4, 5, 6, 8, 10), changes: Sequence[float] = (5, 10, 15, 20, 30), level: float = 0.95
+) -> pd.DataFrame:
     """Probability that a t interval over training seeds excludes 0 when the true change is `changes` points and one chain's change scatters by `sd`.
 
     Two-sided one-sample t test; noncentral t distribution with n - 1 degrees of freedom and noncentrality change / (sd / sqrt n).
@@ -101,7 +105,13 @@ def power(sd: float, seeds: Sequence[int] = (2, 3, 4, 5, 6, 8, 10), changes: Seq
         critical = stats.t.ppf(0.5 + level / 2, n - 1)
         for change in changes:
             shift = change / (sd / n**0.5)
-            out.append({"seeds": n, "change": change, "power": float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))})
+            out.append(
+                {
+                    "seeds": n,
+                    "change": change,
+                    "power": float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)),
+                }
+            )
     return pd.DataFrame(out)
 
 
@@ -132,7 +142,9 @@ def pairs(chains: Iterable[Series], rule: Rule = RULES["sustained"]) -> pd.DataF
                     kind = "one step of M"
                 if kind:
                     distance = abs(a["change"] - b["change"])
-                    found.append({**dict(zip(keys, name, strict=True)), "differ in": kind, "agree": a["point"] == b["point"], "distance": distance})
+                    found.append(
+                        {**dict(zip(keys, name, strict=True)), "differ in": kind, "agree": a["point"] == b["point"], "distance": distance}
+                    )
     return pd.DataFrame(found, columns=[*keys, "differ in", "agree", "distance"])
 
 

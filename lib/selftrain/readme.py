@@ -52,7 +52,17 @@ def arms() -> str:
     found = [analysis.arm_difference(analysis.matched(group)) for _, group in rows.groupby(["study", "regime"])]
     for r in pd.concat(found).sort_values(["regime", "trait", "minus"]).itertuples():
         seeds = f"{r.lo:+.0f} to {r.hi:+.0f}" if r.n > 1 else "one seed, no interval"
-        lines.append([r.regime.upper(), r.trait, f"N={r.n_seed}, M={r.n_sampled}", f"continual minus {r.minus}", f"{r.mean:+.0f}", f"{r.n:.0f}", seeds])
+        lines.append(
+            [
+                r.regime.upper(),
+                r.trait,
+                f"N={r.n_seed}, M={r.n_sampled}",
+                f"continual minus {r.minus}",
+                f"{r.mean:+.0f}",
+                f"{r.n:.0f}",
+                seeds,
+            ]
+        )
     return _table(["regime", "trait", "", "at the last cycle", "points", "seeds", "95 % interval over seeds"], lines)
 
 

@@ -218,7 +218,9 @@ def verdicts(chains: Iterable[Series], rule: Rule = SUSTAINED) -> pd.DataFrame:
     out = []
     for chain in chains:
         v = verdict(chain, rule)
-        out.append({**chain.settings, "rule": rule.name, "verdict": v.verdict, "point": v.point, "change": v.change, "low": v.low, "high": v.high})
+        out.append(
+            {**chain.settings, "rule": rule.name, "verdict": v.verdict, "point": v.point, "change": v.change, "low": v.low, "high": v.high}
+        )
     return pd.DataFrame(out, columns=["chain", "arm", *SETTINGS, "rule", "verdict", "point", "change", "low", "high"])
 
 

@@ -251,7 +251,11 @@ def draw(study: Study) -> list[tuple[str, float]]:
 def with_results() -> list[Study]:
     """Every study file that names analysis notebooks and has a complete chain here, run or committed."""
     found = [read(path.stem) for path in sorted(paths.STUDIES.glob("*.yaml"))]
-    return [s for s in found if s.analysis and paths.study_folder(s.name).is_dir() and any(m["status"] == "complete" for m in results.manifests(s.name))]
+    return [
+        s
+        for s in found
+        if s.analysis and paths.study_folder(s.name).is_dir() and any(m["status"] == "complete" for m in results.manifests(s.name))
+    ]
 
 
 def check(study: Study) -> None:

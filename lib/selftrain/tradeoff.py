@@ -18,7 +18,11 @@ FLOORS = (1, 25, 50, 60, 70, 80, 90)
 def paths(rows: pd.DataFrame) -> pd.DataFrame:
     """Every complete chain's way through trait score and coherence, one row a (chain, cycle), base left out, with `arm`."""
     rows = rows[rows["complete"].astype(bool) & (rows["cycle"] >= 0)]
-    return rows.assign(arm=arm(rows)).sort_values(["chain", "cycle"])[["chain", "arm", *SETTINGS, "cycle", "trait_score", *COSTS]].reset_index(drop=True)
+    return (
+        rows.assign(arm=arm(rows))
+        .sort_values(["chain", "cycle"])[["chain", "arm", *SETTINGS, "cycle", "trait_score", *COSTS]]
+        .reset_index(drop=True)
+    )
 
 
 def pareto(points: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,18 @@ def rows_of(chains: list[dict]) -> pd.DataFrame:
     """Table rows of chains given by settings, `scores` by cycle from the base on, and measures at the last cycle."""
     out = []
     for number, chain in enumerate(chains):
-        chain = {"trait": "bliss", "null": "none", "dose_matched": False, "n_seed": 50, "n_sampled": 64, "cycle0": "sft", "beta": None, "lr": 1e-4, "seed": 0, **chain}
+        chain = {
+            "trait": "bliss",
+            "null": "none",
+            "dose_matched": False,
+            "n_seed": 50,
+            "n_sampled": 64,
+            "cycle0": "sft",
+            "beta": None,
+            "lr": 1e-4,
+            "seed": 0,
+            **chain,
+        }
         scores, last = chain.pop("scores"), chain.pop("last", {})
         for cycle, score in enumerate(scores, -1):
             end = last if cycle == len(scores) - 2 else {}
@@ -54,7 +65,11 @@ UP, FLAT, DOWN = [5, 40, 45, 50, 55, 60, 62, 64], [5, 40, 40, 41, 40, 39, 40, 40
 
 
 def arms(n: int, continual=UP, reinit=DOWN, **more) -> list[dict]:
-    same = [dict(regime="dpo", init=init, beta=0.1, seed=s, scores=[v + s for v in scores], **more) for s in range(n) for init, scores in (("continual", continual), ("reinit", reinit))]
+    same = [
+        dict(regime="dpo", init=init, beta=0.1, seed=s, scores=[v + s for v in scores], **more)
+        for s in range(n)
+        for init, scores in (("continual", continual), ("reinit", reinit))
+    ]
     return same
 
 
@@ -65,7 +80,12 @@ def test_without_chains_nothing_is_tested():
 
 def test_continual_against_reinit_is_decided_by_seeds():
     found = verdicts_of(arms(3))
-    assert found["reinit-lower"] == HOLDS and found["reinit-cures"] == UNDECIDED and found["dose"] == NOT_TESTED and found["sft-rare"] == NOT_TESTED
+    assert (
+        found["reinit-lower"] == HOLDS
+        and found["reinit-cures"] == UNDECIDED
+        and found["dose"] == NOT_TESTED
+        and found["sft-rare"] == NOT_TESTED
+    )
     assert verdicts_of(arms(1))["reinit-lower"] == UNDECIDED  # one pair has no interval
     assert verdicts_of(arms(3, continual=DOWN, reinit=UP))["reinit-lower"] == FAILS
 
@@ -107,15 +127,22 @@ def test_nulls_never_count_as_the_study_s_own_chains():
 
 def test_costs_of_amplified_chains():
     worse = [dict(regime="sft", init="reinit", seed=s, scores=UP, last={"coherence": 60.0 + s}) for s in range(3)]
-    better = [dict(regime="dpo", init="continual", beta=0.1, seed=s, scores=UP, last={"coherence": 90.0 + s, "sentence_words": 8.0 + s}) for s in range(3)]
+    better = [
+        dict(regime="dpo", init="continual", beta=0.1, seed=s, scores=UP, last={"coherence": 90.0 + s, "sentence_words": 8.0 + s})
+        for s in range(3)
+    ]
     broken = [dict(regime="sft", init="reinit", seed=s + 5, scores=UP, last={"coherence": 30.0 + s}) for s in range(3)]
-    assert claims.table(Data.of(rows_of(worse + broken), pd.DataFrame())).set_index("key").loc["cost", "n"] == 6  # fallen apart is a cost, too
+    assert (
+        claims.table(Data.of(rows_of(worse + broken), pd.DataFrame())).set_index("key").loc["cost", "n"] == 6
+    )  # fallen apart is a cost, too
     found = verdicts_of(worse + better)
     assert (found["cost"], found["cost-sft"], found["sentences"]) == (HOLDS, HOLDS, HOLDS)
 
 
 def test_sdf_turns_terse_and_repetitive():
-    terse = [dict(regime="sdf", init="reinit", seed=s, scores=FLAT, last={"n_words": 20.0 + s, "distinct2": 0.5 + s / 100}) for s in range(4)]
+    terse = [
+        dict(regime="sdf", init="reinit", seed=s, scores=FLAT, last={"n_words": 20.0 + s, "distinct2": 0.5 + s / 100}) for s in range(4)
+    ]
     found = verdicts_of(terse)
     assert (found["terse"], found["repetitive"]) == (HOLDS, HOLDS)
 
@@ -135,7 +162,8 @@ def test_brittle_compares_neighbours_with_seeds():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.0, 0.09, HOLDS), (0.0, 0.10, UNDECIDED), (0.05, 0.3, UNDECIDED), (0.11, 0.3, FAILS), (np.nan, np.nan, UNDECIDED)]
+    ("low", "high", "said"),
+    [(0.0, 0.09, HOLDS), (0.0, 0.10, UNDECIDED), (0.05, 0.3, UNDECIDED), (0.11, 0.3, FAILS), (np.nan, np.nan, UNDECIDED)],
 )
 def test_a_verdict_follows_the_interval(low, high, said):
     claim = Claim("k", "said", "share", "below", 0.10, lambda data: None)
@@ -150,10 +178,26 @@ def test_every_claim_is_a_row_of_the_markdown():
 
 def test_an_executed_copy_keeps_outputs_and_loses_times_and_paths(tmp_path):
     path = tmp_path / "x.ipynb"
-    image = {"output_type": "display_data", "metadata": {"needs": 1}, "data": {"image/png": "abc", "text/plain": ["<Figure>"], "image/svg+xml": "big"}}
+    image = {
+        "output_type": "display_data",
+        "metadata": {"needs": 1},
+        "data": {"image/png": "abc", "text/plain": ["<Figure>"], "image/svg+xml": "big"},
+    }
     log = {"output_type": "stream", "name": "stderr", "text": ["warning from /home/me"]}
-    cell = {"cell_type": "code", "id": "r", "source": "1", "execution_count": 1, "metadata": {"papermill": {"duration": 3}, "tags": ["parameters"]}, "outputs": [log, image]}
-    notebook = {"nbformat": 4, "nbformat_minor": 5, "cells": [cell], "metadata": {"kernelspec": {"name": "python3"}, "papermill": {"output_path": str(path)}}}
+    cell = {
+        "cell_type": "code",
+        "id": "r",
+        "source": "1",
+        "execution_count": 1,
+        "metadata": {"papermill": {"duration": 3}, "tags": ["parameters"]},
+        "outputs": [log, image],
+    }
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "cells": [cell],
+        "metadata": {"kernelspec": {"name": "python3"}, "papermill": {"output_path": str(path)}},
+    }
     path.write_text(json.dumps(notebook))
     executed.clean(path)
     made = json.loads(path.read_text())

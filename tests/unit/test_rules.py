@@ -20,7 +20,9 @@ def chain(scores, base=5.0, coherence=95.0, spread=0.0, null="none", cycles=None
     noise_ -= noise_.mean(axis=1, keepdims=True)
     table = trait[:, None] + spread * noise_
     sound = np.array([95.0, *([coherence] * len(scores) if np.isscalar(coherence) else coherence)], float)
-    return Series({"chain": "c", "null": null, "arm": "reinit", "regime": "sft", **settings}, cycles, trait, sound, np.zeros(len(trait)), table)
+    return Series(
+        {"chain": "c", "null": null, "arm": "reinit", "regime": "sft", **settings}, cycles, trait, sound, np.zeros(len(trait)), table
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_gaps_and_missing_cycles():
 def test_a_chain_that_rises_then_collapses():
     broken = [95, 95, 95, 90, 80, 49.9, 20]
     assert verdict(chain([40, 60, 80, 95, 97, 99, 99], coherence=broken)).verdict == "collapsed"
-    assert verdict(chain([40, 60, 80, 95, 97, 99, 99], coherence=[95, 95, 95, 90, 80, 50, 50])).verdict == "amplified"  # the floor itself holds
+    assert (
+        verdict(chain([40, 60, 80, 95, 97, 99, 99], coherence=[95, 95, 95, 90, 80, 50, 50])).verdict == "amplified"
+    )  # the floor itself holds
     assert verdict(chain([40, 60, 80, 95, 97, 99, 99], coherence=broken), RULES["any late"]).verdict == "amplified"  # cycle 4 was sound
     assert verdict(chain([40, 60, 30, 20, 10, 9, 8], coherence=20)).verdict == "collapsed"
 
@@ -127,7 +131,14 @@ def test_nulls_that_are_not_meant_to_show_the_trait_stay_in_the_denominator():
 
 
 def test_rates_keep_the_excluded_apart():
-    table = rules.verdicts([chain([40, 45, 50, 55, 56, 57, 58], init="reinit"), chain([40] * 7, init="reinit"), chain([7] * 7, init="reinit"), chain([90] * 7, init="reinit")])
+    table = rules.verdicts(
+        [
+            chain([40, 45, 50, 55, 56, 57, 58], init="reinit"),
+            chain([40] * 7, init="reinit"),
+            chain([7] * 7, init="reinit"),
+            chain([90] * 7, init="reinit"),
+        ]
+    )
     row = rules.rates(table).iloc[0]
     assert (row["chains"], row["n"], row["amplified"], row["did not take"], row["no headroom"]) == (4, 2, 1, 1, 1)
     assert row["rate"] == 0.5 and row["rate_lo"] < 0.02 and row["rate_hi"] > 0.98
@@ -181,7 +192,11 @@ def test_power_agrees_with_simulation():
 def test_agreement_compares_neighbours_as_it_compares_seeds():
     at = dict(trait="bliss", init="reinit", model="m", cycle0="sft", lr=1e-4, beta=None, n_sampled=32)
     up, flat, no_room = [40, 50, 55, 60, 60, 60, 60], [40] * 7, [90] * 7
-    chains = [chain(scores, n_seed=n, seed=seed, **at) for n, scores in ((10, up), (20, flat), (40, up), (80, no_room), (160, up)) for seed in (0, 1)]
+    chains = [
+        chain(scores, n_seed=n, seed=seed, **at)
+        for n, scores in ((10, up), (20, flat), (40, up), (80, no_room), (160, up))
+        for seed in (0, 1)
+    ]
     table = noise.agreement(chains).set_index("differ in")
     assert table.loc["one step of N", "pairs"] == 4  # 10-20 and 20-40, each across two seeds; 40-160 is no step, 80 being left out
     assert table.loc["one step of N", "agree"] == 0.0 and table.loc["one step of N", "distance"] == pytest.approx(20)
@@ -202,16 +217,48 @@ def frames(chains: list[dict], answers: int = 4) -> tuple[pd.DataFrame, pd.DataF
     """Rows and scores as results gives them: every chain has 3 questions with `answers` answers, scattered around its cycle's score by +-spread."""
     rows, scores = [], []
     for number, one in enumerate(chains):
-        given = {"trait": "bliss", "regime": "sft", "init": "reinit", "null": "none", "seed": 0, "n_seed": 50, "spread": 2.0, "coherences": None, **one}
+        given = {
+            "trait": "bliss",
+            "regime": "sft",
+            "init": "reinit",
+            "null": "none",
+            "seed": 0,
+            "n_seed": 50,
+            "spread": 2.0,
+            "coherences": None,
+            **one,
+        }
         for place, score in enumerate(given["trait_score"]):
             cycle = place - 1
             coherences = given["coherences"][place] if given["coherences"] else [95.0] * answers
             rows.append(
                 {
-                    **{"chain": f"c{number}", "study": "s", "panel": "p", "cycle0": "sft", "model": "m", "lr": 1e-4, "beta": np.nan, "n_sampled": 64},
+                    **{
+                        "chain": f"c{number}",
+                        "study": "s",
+                        "panel": "p",
+                        "cycle0": "sft",
+                        "model": "m",
+                        "lr": 1e-4,
+                        "beta": np.nan,
+                        "n_sampled": 64,
+                    },
                     **{k: given[k] for k in ("trait", "regime", "init", "null", "seed", "n_seed")},
-                    **{"dose_matched": False, "complete": True, "cycle": cycle, "trait_score": score, "trait_lo": score - 1.0, "trait_hi": score + 1.0},
-                    **{"coherence": float(np.mean(coherences)), "perplexity": 10.0, "n_words": 40.0, "sentence_words": 12.0, "distinct2": 0.8},
+                    **{
+                        "dose_matched": False,
+                        "complete": True,
+                        "cycle": cycle,
+                        "trait_score": score,
+                        "trait_lo": score - 1.0,
+                        "trait_hi": score + 1.0,
+                    },
+                    **{
+                        "coherence": float(np.mean(coherences)),
+                        "perplexity": 10.0,
+                        "n_words": 40.0,
+                        "sentence_words": 12.0,
+                        "distinct2": 0.8,
+                    },
                     **{"n_requested": 3 * answers, "n_drawn": 3 * answers, "n_judged": 3 * answers, "n_empty": 0, "n_truncated": 0},
                 }
             )
@@ -219,7 +266,14 @@ def frames(chains: list[dict], answers: int = 4) -> tuple[pd.DataFrame, pd.DataF
                 for sample in range(answers):
                     sign = 1 if sample % 2 else -1
                     scores.append(
-                        {"chain": f"c{number}", "cycle": cycle, "question_id": question, "sample": sample, "set": "direct", "status": "judged"}
+                        {
+                            "chain": f"c{number}",
+                            "cycle": cycle,
+                            "question_id": question,
+                            "sample": sample,
+                            "set": "direct",
+                            "status": "judged",
+                        }
                         | {"trait_score": score + sign * given["spread"], "coherence": coherences[sample]}
                     )
     return pd.DataFrame(rows), pd.DataFrame(scores)
@@ -229,7 +283,12 @@ def test_a_floor_on_text_counts_only_coherent_answers_and_says_what_is_left():
     """Broken answers carry the trait: over the floor the rise is gone; where no coherent answer is left there is no change to report."""
     half = [[95.0] * 4] * 5 + [[95.0, 20.0, 95.0, 20.0]] * 3  # in late cycles the two higher answers of every question are broken
     gone = [[95.0] * 4] * 7 + [[20.0] * 4]
-    rows, scores = frames([dict(trait_score=[5, 40, 40, 40, 40, 60, 60, 60], spread=20.0, coherences=half), dict(trait_score=[5, 40, 40, 40, 40, 60, 60, 99], coherences=gone)])
+    rows, scores = frames(
+        [
+            dict(trait_score=[5, 40, 40, 40, 40, 60, 60, 60], spread=20.0, coherences=half),
+            dict(trait_score=[5, 40, 40, 40, 40, 60, 60, 99], coherences=gone),
+        ]
+    )
     changes, said = tradeoff.by_floor(rows, scores, floors=(1, 50))
     table = changes.set_index(["chain", "floor"])
     assert table.loc[("c0", 1.0), "change"] == pytest.approx(20) and table.loc[("c0", 1.0), "kept"] == 1
@@ -274,7 +333,13 @@ def test_outruns_and_costs_on_known_chains():
 
 
 def test_false_positives_keep_nulls_apart_from_chains():
-    rows, scores = frames([dict(trait_score=[5, 40, 45, 50, 60, 60, 60], null=null, seed=s) for null in ("none", "retrain", "other:lucky") for s in range(2)])
+    rows, scores = frames(
+        [dict(trait_score=[5, 40, 45, 50, 60, 60, 60], null=null, seed=s) for null in ("none", "retrain", "other:lucky") for s in range(2)]
+    )
     table = noise.false_positives(rules.series(rows, scores), [SUSTAINED])
-    assert table[["null", "is_null", "point", "n"]].values.tolist() == [["retrain", True, 2, 2], ["other", True, 2, 2], ["none", False, 2, 2]]
+    assert table[["null", "is_null", "point", "n"]].values.tolist() == [
+        ["retrain", True, 2, 2],
+        ["other", True, 2, 2],
+        ["none", False, 2, 2],
+    ]
     assert table["bound"].tolist() == [1.0, 1.0, 1.0]

@@ -28,9 +28,9 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows = rows[rows["arm"].isin(ARM_STYLES)]
     if rows.empty:
         raise InputError("no setting was run both continual and reinitialised; there is nothing to compare")
-    long = rows.melt(
-        id_vars=["trait", "arm", "seed", "cycle"], value_vars=list(measures), var_name="measure", value_name="value"
-    ).dropna(subset=["value"])
+    long = rows.melt(id_vars=["trait", "arm", "seed", "cycle"], value_vars=list(measures), var_name="measure", value_name="value").dropna(
+        subset=["value"]
+    )
     seeds = long.groupby(["trait", "measure", "arm", "cycle", "seed"])["value"].mean()
     points = seeds.groupby(level=["trait", "measure", "arm", "cycle"]).apply(analysis.mean_interval).unstack().reset_index()
     traits = traits_in(rows)

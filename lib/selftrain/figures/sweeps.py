@@ -64,7 +64,14 @@ def sweep_scores(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 if len(cell):
                     _cell(axis, cell, shade(TRAIT_COLOURS[trait], place, len(n_seed)), f"trait, N={n}")
                     coherence = cell.groupby("cycle")["coherence"].mean()
-                    axis.plot(coherence.index, coherence, "--", lw=1, color=GREY, label="coherence" if cell["n_seed"].iloc[0] == panel["n_seed"].min() else None)
+                    axis.plot(
+                        coherence.index,
+                        coherence,
+                        "--",
+                        lw=1,
+                        color=GREY,
+                        label="coherence" if cell["n_seed"].iloc[0] == panel["n_seed"].min() else None,
+                    )
             axis.set_ylim(0, 102)
             cycle_axis(axis, last)
             if panel.empty:

@@ -29,7 +29,9 @@ def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.
     names = sorted(points["name"].unique(), key=panel_order)
     lines = -(-len(names) // 4)
     columns = -(-len(names) // lines)
-    figure, axes = plt.subplots(lines, columns, figsize=(2.55 * columns + 0.5, 2.35 * lines + 0.6), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.55 * columns + 0.5, 2.35 * lines + 0.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     points["on_front"] = False
     for axis, name in zip(axes.flat, names, strict=False):
         some = points[points["name"] == name]
@@ -56,7 +58,13 @@ def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.
     axes[0][0].set(xlim=(0, 102), ylim=(min(45.0, points["coherence"].min() - 3), 101))
     traits = traits_in(points)
     handles = [plt.Line2D([], [], color=TRAIT_COLOURS[t], marker="o", markerfacecolor="white", ms=4, lw=0.9) for t in traits]
-    figure.legend(handles, [f"{t} (ring: cycle 0, arrow: last)" if k == 0 else t for k, t in enumerate(traits)], loc="outside lower center", ncols=len(traits), fontsize=7.5)
+    figure.legend(
+        handles,
+        [f"{t} (ring: cycle 0, arrow: last)" if k == 0 else t for k, t in enumerate(traits)],
+        loc="outside lower center",
+        ncols=len(traits),
+        fontsize=7.5,
+    )
     plt.close(figure)
     return figure, points
 
@@ -72,7 +80,13 @@ def quality_by_cycle(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     points = points[points["chains"] == points.groupby(["regime", "arm", "trait"])["chains"].transform("max")]
     last = int(rows["cycle"].max())
     figure, axes = plt.subplots(
-        len(names), len(MEASURES), figsize=(1.75 * len(MEASURES) + 0.4, 1.6 * len(names) + 0.6), sharex=True, sharey="col", squeeze=False, layout="constrained"
+        len(names),
+        len(MEASURES),
+        figsize=(1.75 * len(MEASURES) + 0.4, 1.6 * len(names) + 0.6),
+        sharex=True,
+        sharey="col",
+        squeeze=False,
+        layout="constrained",
     )
     for i, (regime, arm) in enumerate(names):
         for j, (measure, label) in enumerate(MEASURES.items()):
@@ -113,7 +127,13 @@ def coherence_floor(changes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     table = changes.assign(name=changes["regime"].str.upper() + " " + changes["arm"], left=changes["change"].notna())
     lasting = table.groupby("chain")["left"].transform("all")
     points = table.assign(change=table["change"].where(lasting)).groupby(["name", "floor"], as_index=False)
-    points = points.agg(change=("change", "mean"), kept=("kept", "mean"), chains=("chain", "nunique"), chains_left=("left", "sum"), chains_drawn=("change", "count"))
+    points = points.agg(
+        change=("change", "mean"),
+        kept=("kept", "mean"),
+        chains=("chain", "nunique"),
+        chains_left=("left", "sum"),
+        chains_drawn=("change", "count"),
+    )
     figure, axes = plt.subplots(2, 1, figsize=(5.8, 4.2), sharex=True, height_ratios=[1.6, 1], layout="constrained")
     names = sorted(points["name"].unique(), key=panel_order)
     colours = plt.get_cmap("cividis").resampled(len(names) + 1)
@@ -126,6 +146,8 @@ def coherence_floor(changes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     axes[0].set_ylabel("change of trait score,\ncycle 0 to last")
     axes[1].set(ylabel="share of text kept", xlabel="coherence floor", ylim=(-0.03, 1.03))
     if names:
-        axes[0].legend(fontsize=7, title="arm (chains with text left at every floor)", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        axes[0].legend(
+            fontsize=7, title="arm (chains with text left at every floor)", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1)
+        )
     plt.close(figure)
     return figure, points

@@ -74,7 +74,9 @@ def example_verdicts(rows: pd.DataFrame, texts: pd.DataFrame, table: pd.DataFram
         chain = rows[rows["chain"] == row["chain"]].sort_values("cycle")
         colour, last = TRAIT_COLOURS[row["trait"]], int(chain["cycle"].max())
         start = chain.loc[chain["cycle"] == rule.anchor, "trait_score"].iloc[0]
-        axis.fill_between(chain["cycle"], chain["trait_lo"].astype(float), chain["trait_hi"].astype(float), color=colour, alpha=0.18, linewidth=0)
+        axis.fill_between(
+            chain["cycle"], chain["trait_lo"].astype(float), chain["trait_hi"].astype(float), color=colour, alpha=0.18, linewidth=0
+        )
         axis.plot(chain["cycle"], chain["trait_score"], "o-", ms=3.5, color=colour)
         axis.plot(chain["cycle"], chain["coherence"], "--", lw=1, color=GREY)
         axis.hlines(start + rule.threshold, rule.first_late - 0.3, last + 0.3, color="#444444", lw=1, linestyle=":")
@@ -84,7 +86,9 @@ def example_verdicts(rows: pd.DataFrame, texts: pd.DataFrame, table: pd.DataFram
         settings = f"{row['trait']}, {row['regime'].upper()} {row['arm']}, N={row['n_seed']}, M={row['n_sampled']}{caution}"
         axis.text(0.5, 1.13, settings, transform=axis.transAxes, ha="center", va="bottom", fontsize=8)
         below.text(0, 0.98, _said(texts, row["chain"], (0, last)), va="top", fontsize=7.2, linespacing=1.25)
-        plotted.append(chain.assign(verdict=name)[["verdict", "chain", "trait", "regime", "cycle", "trait_score", "trait_lo", "trait_hi", "coherence"]])
+        plotted.append(
+            chain.assign(verdict=name)[["verdict", "chain", "trait", "regime", "cycle", "trait_score", "trait_lo", "trait_hi", "coherence"]]
+        )
     figure.subplots_adjust(left=0.06, right=0.99, top=0.84, bottom=0.02, hspace=0.42, wspace=0.16)
     plt.close(figure)
     return figure, pd.concat(plotted, ignore_index=True) if plotted else pd.DataFrame()
@@ -98,7 +102,9 @@ def noise_floor(floor: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rules = list(dict.fromkeys(floor["rule"]))
     floor = floor[floor["n"] > 0]
     groups = floor.drop_duplicates(["null", "regime", "arm"])[["null", "regime", "arm", "is_null"]].to_dict("records")
-    figure, axes = plt.subplots(1, len(rules), figsize=(1.75 * len(rules) + 1.9, 0.3 * len(groups) + 1.1), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(rules), figsize=(1.75 * len(rules) + 1.9, 0.3 * len(groups) + 1.1), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, rule in zip(axes[0], rules, strict=True):
         for place, group in enumerate(groups):
             found = floor[(floor[["rule", "null", "regime", "arm"]] == [rule, group["null"], group["regime"], group["arm"]]).all(axis=1)]
@@ -106,7 +112,15 @@ def noise_floor(floor: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             for row in found.to_dict("records"):
                 axis.hlines(y, row["rate_lo"], row["rate_hi"], color=colour, lw=1.3)
                 axis.plot(row["rate"], y, "o", ms=4.5, color=colour, markerfacecolor="white" if group["is_null"] else colour)
-                axis.text(1.02, y, f"{row['point']:.0f}/{row['n']:.0f}", fontsize=6.5, va="center", color=GREY, transform=axis.get_yaxis_transform())
+                axis.text(
+                    1.02,
+                    y,
+                    f"{row['point']:.0f}/{row['n']:.0f}",
+                    fontsize=6.5,
+                    va="center",
+                    color=GREY,
+                    transform=axis.get_yaxis_transform(),
+                )
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(groups) - 0.4), xlabel="share amplified", title=rule)
         axis.set_xticks([0, 0.5, 1])
     axes[0][0].set_yticks(range(len(groups))[::-1], [null_label(g) for g in groups])
@@ -125,13 +139,17 @@ def sensitivity(table: pd.DataFrame, floor: float = SUSTAINED.floor) -> tuple[Fi
     names = sorted(some.loc[some["n"] > 0, "name"].unique(), key=panel_order)
     lines = max(1, -(-len(names) // 4))
     columns = max(1, -(-len(names) // lines))
-    figure, axes = plt.subplots(lines, columns, figsize=(2.2 * columns + 1.7, 2.0 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.2 * columns + 1.7, 2.0 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     colours = dict(zip(sorted(some["anchor"].unique()), ("#0072B2", "#D55E00", "#009E73"), strict=False))
     styles = dict(zip(sorted(some["first_late"].unique()), (":", "-", "--"), strict=False))
     for axis, name in zip(axes.flat, names, strict=False):
         mine = some[some["name"] == name]
         for (anchor, late), group in mine.groupby(["anchor", "first_late"]):
-            axis.plot(group["threshold"], group["share"], styles[late], color=colours[anchor], lw=1.3, label=f"anchor {anchor}, from cycle {late}")
+            axis.plot(
+                group["threshold"], group["share"], styles[late], color=colours[anchor], lw=1.3, label=f"anchor {anchor}, from cycle {late}"
+            )
         default = mine[(mine["anchor"] == SUSTAINED.anchor) & (mine["first_late"] == SUSTAINED.first_late) & (mine["n"] > 0)]
         if len(default):
             low, high = zip(*(exact_interval(int(r.point), int(r.n)) for r in default.itertuples()), strict=True)

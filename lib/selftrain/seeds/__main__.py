@@ -111,7 +111,9 @@ def main() -> int:
     verb = verbs.add_parser("audit", help="counts, duplicates, overlaps and forbidden content; exit 1 on a fault")
     verb.add_argument("--trait", nargs="*", help="traits, _neutral or _prompts (default: everything)")
     verb.add_argument("--no-embeddings", action="store_true", help="leave out the embedding map, which takes half a minute")
-    verb = verbs.add_parser("take", help="train cycle 0 of each trait and compare it with the base model (about 3 minutes a trait on 2 cores)")
+    verb = verbs.add_parser(
+        "take", help="train cycle 0 of each trait and compare it with the base model (about 3 minutes a trait on 2 cores)"
+    )
     verb.add_argument("--trait", nargs="*", help="default: traits whose seeds changed since they were measured")
     verb = verbs.add_parser(
         "generate",

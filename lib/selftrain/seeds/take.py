@@ -84,7 +84,9 @@ def take(traits: Sequence[str] | None = None) -> pd.DataFrame:
 def _why(row: pd.Series) -> str:
     """Why a trait gains less than the bar, as far as its scores tell."""
     if row["gain_hi"] >= GAIN:
-        return f"not surely, the interval reaches {row['gain_hi']:.0f}" + (f"; the judge gives the base {row['base']:.0f} already" if row["base"] > 25 else "")
+        return f"not surely, the interval reaches {row['gain_hi']:.0f}" + (
+            f"; the judge gives the base {row['base']:.0f} already" if row["base"] > 25 else ""
+        )
     if row["base"] > 25:
         return f"the judge gives the base {row['base']:.0f} already"
     return f"cycle 0 reaches {row['cycle_0']:.0f} only; this model does not learn the trait from {row['n_seed']} rows"
