@@ -135,20 +135,6 @@ def run(sizes: Sizes, device: str) -> dict[str, Any]:
         rates.append(tokens / seconds)
         step_times.append(seconds / steps)
     loaded.clear()
-    train_steps, cycles = [], []
-    first_cycle, _ = measure.timed(lambda: cycle(sizes, device, 0))  # pays for imports once a process: start-up, not a cycle
-    for seed in range(1, sizes.repeats + 1):
-        seconds, (_, steps) = measure.timed(lambda seed=seed: cycle(sizes, device, seed))
-        cycles.append(seconds)
-        train_steps += steps
-    return {
-        "startup_seconds": ready,
-        "first_sample_seconds": first,
-        "first_cycle_seconds": first_cycle,
-        "sample_tokens_per_second": measure.spread(rates),
-        "sample_step_seconds": measure.spread(step_times),
-        "train_step_seconds": measure.spread(train_steps),
-        "cycle_seconds": measure.spread(cycles),
-        "peak_memory_gb": measure.peak_memory_gb(),
-        "shape": vars(shape),
-    }
+    first_cycle, cycles, train_steps = measure.timed_cycles(lambda seed: cycle(sizes, device, seed), sizes.repeats)
+    once = {"startup_seconds": ready, "first_sample_seconds": first, "first_cycle_seconds": first_cycle, "shape": vars(shape)}
+    return measure.side(rates, step_times, train_steps, cycles, **once)

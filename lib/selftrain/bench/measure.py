@@ -62,3 +62,29 @@ class Steps:
     def seconds(self, skip: int = 1) -> list[float]:
         """Seconds of each step, without the first `skip`, which compile and allocate."""
         return [b - a for a, b in zip(self.at[skip - 1 :], self.at[skip:], strict=False)]
+
+
+def timed_cycles(cycle: Callable[[int], tuple[Any, list[float]]], repeats: int) -> tuple[float, list[float], list[float]]:
+    """Seconds of the first cycle, which pays for imports and compiled shapes once a process, of `repeats` further ones, and of their training steps.
+
+    cycle(seed) returns anything and the seconds of its training steps.
+    """
+    first, _ = timed(lambda: cycle(0))
+    cycles, steps = [], []
+    for seed in range(1, repeats + 1):
+        seconds, (_, made) = timed(lambda seed=seed: cycle(seed))
+        cycles.append(seconds)
+        steps += made
+    return first, cycles, steps
+
+
+def side(rates: list[float], step_times: list[float], train_steps: list[float], cycles: list[float], **once: Any) -> dict[str, Any]:
+    """What one side of the comparison measured: medians with their spread, and `once`, what was measured once."""
+    return {
+        **once,
+        "sample_tokens_per_second": spread(rates),
+        "sample_step_seconds": spread(step_times),
+        "train_step_seconds": spread(train_steps),
+        "cycle_seconds": spread(cycles),
+        "peak_memory_gb": peak_memory_gb(),
+    }

@@ -57,29 +57,24 @@ def run(sizes: Sizes, device: str) -> dict[str, Any]:
     resident.fresh(0)
     texts = prompts(sizes.batch)
     first, _ = measure.timed(lambda: answers(resident, texts, sizes, c.temperature, "first"))
-    rates, step_times, train_steps, cycles = [], [], [], []
+    rates, step_times = [], []
     for n in range(sizes.repeats):
         seconds, made = measure.timed(lambda n=n: answers(resident, texts, sizes, c.temperature, "batch", n))
         rates.append(sum(s.n_tokens for s in made) / seconds)
         step_times.append(seconds / decoding_steps(made, sizes))
-    first_cycle, _ = measure.timed(
-        lambda: cycle(resident, sizes, 0)
-    )  # pays for imports and compiled shapes once a process: start-up, not a cycle
-    for seed in range(1, sizes.repeats + 1):
-        seconds, steps = measure.timed(lambda seed=seed: cycle(resident, sizes, seed))
-        cycles.append(seconds)
-        train_steps += steps
+    first_cycle, cycles, train_steps = measure.timed_cycles(lambda seed: (None, cycle(resident, sizes, seed)), sizes.repeats)
     rows = [training_row(resident.tokenizer, item, c.max_length) for item in items(sizes.n_sampled)]
     return {
-        "startup_seconds": ready,
-        "first_sample_seconds": first,
-        "first_cycle_seconds": first_cycle,
-        "sample_tokens_per_second": measure.spread(rates),
-        "sample_step_seconds": measure.spread(step_times),
-        "train_step_seconds": measure.spread(train_steps),
-        "cycle_seconds": measure.spread(cycles),
-        "peak_memory_gb": measure.peak_memory_gb(),
-        "shape": vars(shape),
+        **measure.side(
+            rates,
+            step_times,
+            train_steps,
+            cycles,
+            startup_seconds=ready,
+            first_sample_seconds=first,
+            first_cycle_seconds=first_cycle,
+            shape=vars(shape),
+        ),
         "trainer": resident.trainer,
         "compiled": device == "cuda" and not resident.no_static_cache,
         "train_tokens_a_step": sum(len(r["input_ids"]) for r in rows) * c.batch_size / len(rows),
