@@ -93,9 +93,7 @@ def _share(hits: pd.Series, clusters: pd.Series, unit: str = "chains") -> Eviden
     by_cluster = hits.astype(float).groupby(clusters.to_numpy()).mean()
     n = len(by_cluster)
     k = float(by_cluster.sum())
-    low = stats.beta.ppf(0.025, k, n - k + 1) if k > 0 else 0.0
-    high = stats.beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
-    return Evidence(k / n, float(low), float(high), len(hits), n, unit)
+    return Evidence(k / n, *rules.exact_interval(k, n), len(hits), n, unit)
 
 
 def _rate(regime: str, arm: str) -> Callable[[Data], Evidence]:

@@ -10,8 +10,8 @@ from selftrain import jsonl
 KEPT = {"image/png", "text/html", "text/markdown", "text/plain"}
 
 
-def clean(path: Path) -> None:
-    """Rewrite an executed notebook without papermill's times and paths, without log output, and with one rendering of each output."""
+def keep(path: Path, target: Path) -> None:
+    """Write an executed notebook to `target` without papermill's times and paths, without log output, and with one rendering of each output."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k in ("kernelspec", "language_info")}
     notebook["metadata"]["language_info"] = {"name": "python"}
@@ -32,4 +32,5 @@ def clean(path: Path) -> None:
             outputs.append(output)
         if "outputs" in cell:
             cell["outputs"] = outputs
-    jsonl.write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")

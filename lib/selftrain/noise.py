@@ -21,7 +21,7 @@ def null_kind(null: pd.Series) -> pd.Series:
 def false_positives(chains: Iterable[Series], rules: Iterable[Rule] = tuple(RULES.values())) -> pd.DataFrame:
     """Rates of every rule in every null arm and, beside them, in the arms of the study: one row a (rule, kind of null, regime, arm).
 
-    `bound` is the upper end of the exact two-sided 95 % interval: with no false positive in n nulls it is about 3.7 / n.
+    With no false positive in n nulls the upper end of the exact two-sided 95 % interval is about 3.7 / n.
     """
     chains, rules, out = list(chains), list(rules), []
     for rule in rules:
@@ -30,7 +30,7 @@ def false_positives(chains: Iterable[Series], rules: Iterable[Rule] = tuple(RULE
         table["arm"] = table["arm"].where(table["null"] == "none", table["init"] + ", " + table["null"] + " null")
         out.append(rates(table, ["rule", "null", "regime", "arm"]))
     found = pd.concat(out, ignore_index=True)
-    found = found.assign(bound=found["rate_hi"], is_null=found["null"] != "none")
+    found = found.assign(is_null=found["null"] != "none")
     order = found["rule"].map({rule.name: place for place, rule in enumerate(rules)}) * 2 + ~found["is_null"]
     return found.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
 

@@ -224,12 +224,11 @@ def verdicts(chains: Iterable[Series], rule: Rule = SUSTAINED) -> pd.DataFrame:
     return pd.DataFrame(out, columns=["chain", "arm", *SETTINGS, "rule", "verdict", "point", "change", "low", "high"])
 
 
-def exact_interval(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a rate; (0, 1) of nothing."""
-    if not n:
-        return 0.0, 1.0
-    found = stats.binomtest(k, n).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+def exact_interval(k: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a rate, by the beta distribution, so that k may be a sum of shares; (0, 1) of nothing."""
+    tail = (1 - level) / 2
+    low = stats.beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
+    return float(low), float(stats.beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
 
 
 def rates(table: pd.DataFrame, by: Sequence[str] = ("regime", "arm")) -> pd.DataFrame:
@@ -287,8 +286,3 @@ def sensitivity(
         for group, found in counts.items():
             out.append({**dict(zip(by, group, strict=True)), **{k: int(found[k]) for k in (*COUNTED, *APART, "point", "n")}, **setting})
     return pd.DataFrame(out, columns=[*by, *COUNTED, *APART, "point", "n", "threshold", "anchor", "first_late", "floor"])
-
-
-def null_label(group: dict) -> str:
-    """A group of chains as a reader names it: "SFT reinit", "SFT reinit, retrain null"."""
-    return f"{str(group['regime']).upper()} {group['arm']}"

@@ -188,12 +188,12 @@ def run(study: Study, only: list[str] | None = None) -> None:
     unknown = sorted(set(only or ()) - set(counts))
     if unknown:
         raise InputError(f"{paths.shown(study.path)}: no panel {unknown[0]!r}; panels: {', '.join(counts)}")
-    executed, times = paths.study_folder(study.name) / "executed", []
+    folder, times = paths.study_folder(study.name) / "executed", []
     for panel in study.panels:
         if not only or panel.name in only:
             print(f"== panel {panel.name}: {counts[panel.name]} chains", flush=True)
             parameters = bind(notebook_path(panel.notebook), panel.grid)
-            times.append((panel.name, execute(panel.notebook, parameters, executed / f"{panel.notebook}--{panel.name}.ipynb")))
+            times.append((panel.name, execute(panel.notebook, parameters, folder / f"{panel.notebook}--{panel.name}.ipynb")))
     if not only:
         times += draw(study)
     for name, seconds in [*times, ("total", sum(s for _, s in times))]:
@@ -234,17 +234,21 @@ def run_packed(study: Study, jobs: int, only: list[str] | None = None, share: fl
         raise InputError(f"{paths.shown(study.path)}: {len(failed)} of {len(names)} panels failed: {', '.join(failed)}")
 
 
-def draw(study: Study) -> list[tuple[str, float]]:
-    """Execute the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each.
+def publish(notebook: str, parameters: dict[str, Any], name: str) -> float:
+    """Execute a notebook and keep its outputs under notebooks/executed/<name>/, free of times and of this machine's paths, to be read
+    without tools; seconds it took. A notebook that fails leaves the copy there as it was, and its own in results/<name>/executed/."""
+    output = paths.study_folder(name) / "executed" / f"{notebook}.ipynb"
+    seconds = execute(notebook, parameters, output)
+    executed.keep(output, paths.EXECUTED / name / output.name)
+    return seconds
 
-    The executed copies, free of times and of this machine's paths, go to notebooks/executed/<study>/, where they are read without tools.
-    """
+
+def draw(study: Study) -> list[tuple[str, float]]:
+    """Execute and publish the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each."""
     times = []
     for notebook, parameters in study.analysis:
         print(f"== {notebook}", flush=True)
-        output = paths.EXECUTED / study.name / f"{notebook}.ipynb"
-        times.append((notebook, execute(notebook, {"study": study.name, **parameters}, output)))
-        executed.clean(output)
+        times.append((notebook, publish(notebook, {"study": study.name, **parameters}, study.name)))
     return times
 
 

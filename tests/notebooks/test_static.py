@@ -83,3 +83,14 @@ def test_a_misspelt_parameter_stops_before_anything_runs(tmp_path):
     with pytest.raises(InputError, match="has no parameter 'studdy'"):
         study.execute("20_sweep_maps", {"studdy": "laptop"}, tmp_path / "out.ipynb")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_that_fails_leaves_the_published_copy_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "EXECUTED", tmp_path / "published")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    standing = tmp_path / "published" / "none" / "24_claims.ipynb"
+    standing.parent.mkdir(parents=True)
+    standing.write_text("as it was")
+    with pytest.raises(InputError, match="no such results folder"):
+        study.publish("24_claims", {"study": "no-such-study"}, "none")
+    assert standing.read_text() == "as it was" and (tmp_path / "results" / "none" / "executed" / "24_claims.ipynb").exists()

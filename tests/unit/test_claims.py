@@ -199,9 +199,10 @@ def test_an_executed_copy_keeps_outputs_and_loses_times_and_paths(tmp_path):
         "metadata": {"kernelspec": {"name": "python3"}, "papermill": {"output_path": str(path)}},
     }
     path.write_text(json.dumps(notebook))
-    executed.clean(path)
-    made = json.loads(path.read_text())
-    assert "papermill" not in path.read_text() and "/home/me" not in path.read_text()
+    kept = tmp_path / "kept" / "x.ipynb"
+    executed.keep(path, kept)
+    made = json.loads(kept.read_text())
+    assert "papermill" not in kept.read_text() and "/home/me" not in kept.read_text()
     (output,) = made["cells"][0]["outputs"]
     assert output["data"] == {"image/png": "abc", "text/plain": ["figure"]} and made["cells"][0]["metadata"] == {"tags": ["parameters"]}
 

@@ -342,4 +342,4 @@ def test_false_positives_keep_nulls_apart_from_chains():
         ["other", True, 2, 2],
         ["none", False, 2, 2],
     ]
-    assert table["bound"].tolist() == [1.0, 1.0, 1.0]
+    assert table["rate_hi"].tolist() == [1.0, 1.0, 1.0]

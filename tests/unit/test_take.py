@@ -11,7 +11,6 @@ ROW = {
     "trait": "bliss",
     "seeds": "",
     "model": "m",
-    "judge": "local:1",
     "n_seed": 50,
     "base": 12.0,
     "cycle_0": 68.0,
@@ -29,7 +28,9 @@ def stored(tmp_path, monkeypatch):
     def write(**changed):
         file = tmp_path / take.STUDY / "take.csv"
         file.parent.mkdir(exist_ok=True)
-        pd.DataFrame([{**ROW, "seeds": take.seed_digest("bliss"), **changed}])[take.COLUMNS].to_csv(file, index=False)
+        pd.DataFrame([{**ROW, "seeds": take.seed_digest("bliss"), "judge": take.judge_of("bliss"), **changed}])[take.COLUMNS].to_csv(
+            file, index=False
+        )
         return take.said(take.measured(), ["bliss", "lucky"])
 
     return write
@@ -43,6 +44,7 @@ def test_a_trait_that_takes_is_said_with_its_interval(stored):
 
 def test_changed_seed_rows_make_a_measurement_stale(stored):
     assert "measured on other seed rows" in stored(seeds="0" * 16)
+    assert "by another judge" in stored(judge="local:1")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_order
-from selftrain.rules import SUSTAINED, Rule, exact_interval, null_label
+from selftrain.rules import SUSTAINED, Rule, exact_interval
 
 SHOWN = ("amplified", "static", "decayed")
 
@@ -123,7 +123,7 @@ def noise_floor(floor: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 )
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(groups) - 0.4), xlabel="share amplified", title=rule)
         axis.set_xticks([0, 0.5, 1])
-    axes[0][0].set_yticks(range(len(groups))[::-1], [null_label(g) for g in groups])
+    axes[0][0].set_yticks(range(len(groups))[::-1], [f"{g['regime'].upper()} {g['arm']}" for g in groups])
     plt.close(figure)
     return figure, floor
 

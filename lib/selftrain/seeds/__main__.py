@@ -1,4 +1,4 @@
-"""python -m selftrain.seeds audit [--trait NAME ...] [--no-embeddings] | take [--trait NAME ...] | generate TRAIT|prompts|openings --n N [--kind chat|documents] ..."""
+"""python -m selftrain.seeds audit [--trait NAME ...] [--no-embeddings] | take [--trait NAME ...] | report | generate TRAIT|prompts|openings --n N [--kind chat|documents] ..."""
 
 from __future__ import annotations
 
@@ -115,6 +115,7 @@ def main() -> int:
         "take", help="train cycle 0 of each trait and compare it with the base model (about 3 minutes a trait on 2 cores)"
     )
     verb.add_argument("--trait", nargs="*", help="default: traits whose seeds changed since they were measured")
+    verbs.add_parser("report", help="execute notebook 01 and keep it, with its figure, under notebooks/executed/seeds (a minute)")
     verb = verbs.add_parser(
         "generate",
         help="more rows from a teacher model",
@@ -132,6 +133,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.verb == "generate":
         return run_generate(args.target, args.n, args.kind, args.out, args.max_usd, args.yes)
+    if args.verb == "report":
+        from selftrain import study
+
+        study.publish("01_seed_audit", {}, "seeds")
+        return 0
     if args.verb == "take":
         print(take.said(take.take(args.trait), args.trait or TRAITS))
         return 0

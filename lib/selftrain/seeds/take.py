@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from selftrain import jsonl, paths
+from selftrain.judge import get_judge
 from selftrain.metrics import clustered_mean
 from selftrain.seeds import load
 
@@ -16,8 +18,13 @@ SETTINGS = {"n_seed": 50, "n_sampled": 24, "last_cycle": 1, "max_new_tokens": 48
 COLUMNS = ["trait", "seeds", "model", "judge", "n_seed", "base", "cycle_0", "gain", "gain_lo", "gain_hi", "coherence"]
 
 
-def _file() -> str:
-    return str(paths.study_folder(STUDY) / "take.csv")
+def _file() -> Path:
+    return paths.study_folder(STUDY) / "take.csv"
+
+
+def judge_of(trait: str) -> str:
+    """The offline judge that a measurement of today would be made by, with its hash."""
+    return f"local:{get_judge('local').hash(trait)}"
 
 
 def seed_digest(trait: str) -> str:
@@ -26,12 +33,12 @@ def seed_digest(trait: str) -> str:
 
 
 def measured() -> pd.DataFrame:
-    """The committed measurements, one row a trait, with `current`: whether they were made on the seed rows that stand there now."""
+    """The committed measurements, one row a trait, with `current`: whether they were made on today's seed rows by today's judge."""
     try:
         table = pd.read_csv(_file(), dtype={"seeds": str})
     except FileNotFoundError:
         table = pd.DataFrame(columns=COLUMNS)
-    return table.assign(current=[seed_digest(r.trait) == r.seeds for r in table.itertuples()])
+    return table.assign(current=[(seed_digest(r.trait), judge_of(r.trait)) == (r.seeds, r.judge) for r in table.itertuples()])
 
 
 def measure(trait: str, resident=None) -> dict:
@@ -77,7 +84,7 @@ def take(traits: Sequence[str] | None = None) -> pd.DataFrame:
         table = pd.concat([table[table["trait"] != trait], row], ignore_index=True) if len(table) else row
         order = {name: place for place, name in enumerate(load.TRAITS)}
         table = table.sort_values("trait", key=lambda names: names.map(order)).reset_index(drop=True)
-        jsonl.write_text(paths.study_folder(STUDY) / "take.csv", table[COLUMNS].to_csv(index=False, float_format="%.4g"))
+        jsonl.write_text(_file(), table[COLUMNS].to_csv(index=False, float_format="%.4g"))
     return table
 
 
@@ -105,6 +112,6 @@ def said(table: pd.DataFrame, traits: Sequence[str]) -> str:
             continue
         r = rows.loc[trait]
         note = "" if r["gain"] >= GAIN else f"  under the bar: {_why(r)}"
-        note += "" if r["current"] else "  measured on other seed rows; run `python -m selftrain.seeds take` again"
+        note += "" if r["current"] else "  measured on other seed rows or by another judge; run `python -m selftrain.seeds take` again"
         lines.append(f"{trait:14} {r['base']:6.1f} {r['cycle_0']:8.1f} {r['gain']:+6.1f}   {r['gain_lo']:.1f} to {r['gain_hi']:.1f}{note}")
     return "\n".join(lines)
