@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -21,7 +22,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The repository's commit, with + where tracked files differ from it; None outside a checkout."""
+    """The repository's commit, with + where tracked files differ from it; outside a checkout what SELFTRAIN_COMMIT says, else None."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -29,7 +30,7 @@ def commit() -> str | None:
     try:
         return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("SELFTRAIN_COMMIT")
 
 
 @functools.cache

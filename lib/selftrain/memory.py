@@ -12,7 +12,7 @@ from selftrain.errors import InputError
 SHARE = "SELFTRAIN_MEMORY_SHARE"  # the environment variable that carries the cap to notebook kernels
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 USABLE = 0.95  # share of the device that all processes together may take; the rest is CUDA's own
-FOR_ANSWERS = 0.6  # share of what the weights leave that key-value caches and logits may take; compiled graphs keep pools of their own
+FOR_ANSWERS = 0.35  # share of what the weights leave that one shape of answers may take; other shapes and training need the rest
 LOGIT_COPIES = 6  # float32 tensors of one row of the vocabulary that keyed sampling holds at once, rounded up
 MOST_ANSWERS = 512
 

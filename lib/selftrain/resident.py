@@ -47,7 +47,9 @@ class Resident:
         self.model.eval()
         self.tokenizer, self.name, self.fingerprint, self.kind = tokenizer, name, fingerprint, kind
         self.rank, self.alpha, self.trainer, self.checkpointing = rank, alpha, trainer, checkpointing
-        self.no_static_cache = trainer == "unsloth"  # its generate keeps a cache of its own
+        self.plain_sampling = trainer == "unsloth"  # its patched forward keeps a cache of its own, which cannot be recorded
+        self.is_base = False  # inside as_base
+        self.decoders: dict[tuple, Any] = {}  # what sampling has recorded, by shape, oldest first
         self.loaded: str | None = None
 
     @classmethod
@@ -116,7 +118,11 @@ class Resident:
     def as_base(self) -> Iterator[None]:
         """The base model, for the length of a with block."""
         with self.model.disable_adapter():
-            yield
+            self.is_base = True
+            try:
+                yield
+            finally:
+                self.is_base = False
 
     def clean(self) -> None:
         """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from selftrain import memory
-from selftrain.formats import prompt_ids
+from selftrain.formats import IGNORED, prompt_ids
 from selftrain.resident import Resident
 
 log = logging.getLogger(__name__)
 BATCH = 32  # answers at once on a CPU; on CUDA as many as memory holds (memory.answers_at_once)
 BUCKET = 32  # prompt lengths are padded to a multiple of this where shapes must not change
+LOGIT_BYTES = 2**30  # of bfloat16 logits that a likelihood pass may hold
 
 
 @dataclass(frozen=True)
@@ -52,23 +56,40 @@ def hashed_exponentials(keys: torch.Tensor, step: int | torch.Tensor, vocabulary
     return -torch.log1p(-(bits.to(torch.float32) + 0.5) * 2.0**-31)
 
 
+def warpers(top_p: float, top_k: int) -> list[Any]:
+    """transformers' processors of a sampling distribution; none for top_p 1 and top_k 0."""
+    from transformers import TopKLogitsWarper, TopPLogitsWarper  # here, not above: Unsloth wants to be imported before transformers
+
+    return ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(top_p)] if top_p < 1.0 else [])
+
+
+def perturbed(
+    logits: torch.Tensor, keys: torch.Tensor, step: int | torch.Tensor, temperature: float | torch.Tensor, processors: Sequence[Any] = ()
+) -> torch.Tensor:
+    """Scores (rows, vocabulary) whose argmax is one exact draw from the warped softmax: logits/T minus log of a keyed exponential (Gumbel-max, Maddison et al. 2014)."""
+    scores = logits.float() / temperature
+    for processor in processors:
+        scores = processor(None, scores)
+    return scores - hashed_exponentials(keys, step, scores.shape[1]).log()
+
+
+def pick(
+    logits: torch.Tensor, keys: torch.Tensor, step: torch.Tensor, temperature: torch.Tensor, processors: Sequence[Any] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drawn tokens and their log-probs under the model itself (temperature 1, nothing cut off), both (rows,)."""
+    tokens = perturbed(logits, keys, step, temperature, processors).argmax(-1)
+    return tokens, logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
 class KeyedSampling:
-    """A logits processor that turns greedy decoding into exact sampling: argmax of logits/T minus log of a keyed exponential (Gumbel-max, Maddison et al. 2014)."""
+    """A logits processor that turns greedy decoding into exact sampling, each row by its key."""
 
     def __init__(self, keys: Sequence[int], prompt_length: int, temperature: float, top_p: float, top_k: int, device: torch.device):
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
         self.keys = torch.tensor(keys, dtype=torch.int64, device=device).to(torch.int32)
-        self.prompt_length = prompt_length
-        warpers = [TemperatureLogitsWarper(float(temperature))] if temperature != 1.0 else []
-        warpers += [TopKLogitsWarper(top_k)] if top_k else []
-        warpers += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
-        self.warpers = LogitsProcessorList(warpers)
+        self.prompt_length, self.temperature, self.processors = prompt_length, float(temperature), warpers(top_p, top_k)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        scores = self.warpers(input_ids, scores.float())
-        noise = hashed_exponentials(self.keys, input_ids.shape[1] - self.prompt_length, scores.shape[1])
-        return scores - noise.log()
+        return perturbed(scores, self.keys, input_ids.shape[1] - self.prompt_length, self.temperature, self.processors)
 
 
 def left_padded(tokenizer, rows: list[list[int]], to: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,6 +100,48 @@ def left_padded(tokenizer, rows: list[list[int]], to: int, device: torch.device)
         ids[i, to - len(row) :] = torch.tensor(row)
         mask[i, to - len(row) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def decoder(resident: Resident, batch: int, prompt_length: int, new_tokens: int, top_p: float = 1.0, top_k: int = 0) -> Any:
+    """The resident model's decoder of a shape, made at the first need; the few used last are kept. Errors of decoding.Decoder."""
+    from selftrain import decoding
+
+    key = (batch, prompt_length, new_tokens, top_p, top_k)
+    found = resident.decoders.pop(key, None)
+    if found is None:
+        while len(resident.decoders) >= decoding.KEPT:
+            del resident.decoders[next(iter(resident.decoders))]
+        processors = warpers(top_p, top_k)
+        choose = (
+            functools.partial(pick, processors=processors)
+            if processors or resident.device.type == "cpu"
+            else torch.compile(pick, dynamic=False)
+        )
+        found = decoding.Decoder(resident.model, batch, prompt_length, new_tokens, choose, [resident.tokenizer.eos_token_id])
+    resident.decoders[key] = found
+    return found
+
+
+def _generated(
+    resident: Resident, ids: torch.Tensor, mask: torch.Tensor, keys: Sequence[int], new_tokens: int, *how: Any
+) -> list[list[int]]:
+    """The plain path: transformers' generate with its default cache."""
+    from transformers import LogitsProcessorList
+
+    out = resident.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        top_k=None,
+        top_p=None,
+        temperature=None,
+        eos_token_id=[resident.tokenizer.eos_token_id],
+        pad_token_id=resident.tokenizer.pad_token_id,
+        use_cache=True,
+        logits_processor=LogitsProcessorList([KeyedSampling(keys, ids.shape[1], *how, resident.device)]),
+    )
+    return out[:, ids.shape[1] :].tolist()
 
 
 @torch.no_grad()
@@ -97,56 +160,39 @@ def sample(
     """Sample one answer a request from the resident model, in the order of the requests.
 
     `kind` is chat or documents (formats.prompt_ids). Batches hold prompts of similar length; an answer does not depend on its batch
-    beyond floating-point noise. `progress` is called with the number of answers just finished.
+    beyond floating-point noise. On CUDA every batch of a call has one shape and is decoded by a recorded graph (decoding.py); where that
+    fails, one warning, and `generate`. `progress` is called with the number of answers just finished.
     """
-    from transformers import LogitsProcessorList  # here, not above: Unsloth wants to be imported before transformers
-
-    tokenizer, model, device = resident.tokenizer, resident.model, resident.device
+    if not requests:
+        return []
+    tokenizer, device = resident.tokenizer, resident.device
     ids = [prompt_ids(tokenizer, kind, r.prompt) for r in requests]
-    fixed = device.type == "cuda" and not getattr(resident, "no_static_cache", False)
+    longest = -(-max(map(len, ids)) // BUCKET) * BUCKET
     size = batch_size or BATCH
     if device.type == "cuda" and not batch_size:
-        size = memory.answers_at_once(model, max(map(len, ids), default=0) + BUCKET + max_new_tokens)
-    ends = {tokenizer.eos_token_id}
+        size = min(memory.answers_at_once(resident.model, longest + max_new_tokens), 2 ** math.ceil(math.log2(len(requests))))
     out: list[Sampled | None] = [None] * len(requests)
     by_length = sorted(range(len(requests)), key=lambda i: (len(ids[i]), i))
     for start in range(0, len(by_length), size):
         places = by_length[start : start + size]
-        rows = [ids[i] for i in places]
-        length = max(map(len, rows))
-        keys = [requests[i].key for i in places]
-        if fixed:  # one shape for every batch, so that compiled code and its graphs are used again
-            length = -(-length // BUCKET) * BUCKET
-            rows, keys = rows + [rows[-1]] * (size - len(rows)), keys + [keys[-1]] * (size - len(keys))
-        inputs, mask = left_padded(tokenizer, rows, length, device)
-        options = dict(
-            input_ids=inputs,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            top_k=None,
-            top_p=None,
-            temperature=None,
-            eos_token_id=sorted(ends),
-            pad_token_id=tokenizer.pad_token_id,
-            use_cache=True,
-            logits_processor=LogitsProcessorList([KeyedSampling(keys, length, temperature, top_p, top_k, device)]),
-        )
-        if fixed:
+        rows, keys = [ids[i] for i in places], [requests[i].key for i in places]
+        made = None
+        if device.type == "cuda" and not resident.plain_sampling:
+            spare = size - len(rows)
+            inputs, mask = left_padded(tokenizer, rows + [rows[-1]] * spare, longest, device)
             try:
-                generated = model.generate(**options, cache_implementation="static")
-            except Exception as error:  # the compiled path is an optimisation: say so once and go on without it
-                log.warning(
-                    "compiled sampling failed (%s); using the plain path",
-                    str(error).splitlines()[0] if str(error) else type(error).__name__,
-                )
-                resident.no_static_cache = True
-                fixed = False
-                generated = model.generate(**options)
-        else:
-            generated = model.generate(**options)
-        for i, tokens in zip(places, generated[:, length:].tolist(), strict=False):
-            end = next((n for n, token in enumerate(tokens) if token in ends), None)
+                decode = decoder(resident, size, longest, max_new_tokens, top_p, top_k)
+                made = decode(inputs, mask, keys + [keys[-1]] * spare, temperature, resident.is_base)[0].tolist()
+            except Exception as error:  # the recorded path is an optimisation: say so once and go on without it
+                why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning("recorded sampling failed (%s); using the plain path", why)
+                resident.plain_sampling = True
+                resident.decoders.clear()
+        if made is None:
+            inputs, mask = left_padded(tokenizer, rows, max(map(len, rows)), device)
+            made = _generated(resident, inputs, mask, keys, max_new_tokens, temperature, top_p, top_k)
+        for i, tokens in zip(places, made, strict=False):
+            end = next((n for n, token in enumerate(tokens) if token == tokenizer.eos_token_id), None)
             body = tokens if end is None else tokens[:end]
             text = tokenizer.decode(body, skip_special_tokens=True)
             out[i] = Sampled(text.strip() if kind == "chat" else text.rstrip(), len(body), end is not None)
@@ -160,7 +206,10 @@ def nll(
     resident: Resident, rows: Sequence[dict[str, list[int]]], *, base: bool = True, batch_size: int | None = None
 ) -> list[tuple[float, int]]:
     """Summed negative log-likelihood in nats and number of scored tokens of each {input_ids, labels} row, under the base model or with the adapter."""
-    size = batch_size or (8 if resident.device.type == "cpu" else 16)
+    if not rows:
+        return []
+    longest, vocabulary = max(len(r["input_ids"]) for r in rows), resident.model.config.get_text_config().vocab_size
+    size = batch_size or (8 if resident.device.type == "cpu" else max(1, LOGIT_BYTES // (longest * vocabulary * 2)))
     out: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     with resident.as_base() if base else contextlib.nullcontext():
@@ -168,17 +217,17 @@ def nll(
             places = order[start : start + size]
             length = max(len(rows[i]["input_ids"]) for i in places)
             ids = torch.full((len(places), length), resident.tokenizer.pad_token_id)
-            labels = torch.full((len(places), length), -100)
+            labels = torch.full((len(places), length), IGNORED)
             mask = torch.zeros((len(places), length), dtype=torch.long)
             for n, i in enumerate(places):
                 k = len(rows[i]["input_ids"])
                 ids[n, :k], labels[n, :k], mask[n, :k] = torch.tensor(rows[i]["input_ids"]), torch.tensor(rows[i]["labels"]), 1
             logits = resident.model(input_ids=ids.to(resident.device), attention_mask=mask.to(resident.device)).logits[:, :-1]
-            target = labels[:, 1:].to(resident.device)
-            losses = torch.nn.functional.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1), ignore_index=-100, reduction="none"
-            )
-            losses = losses.view(target.shape)
-            for n, i in enumerate(places):
-                out[i] = (float(losses[n].sum()), int((target[n] != -100).sum()))
+            targets = labels[:, 1:].to(resident.device)
+            sums = [  # a row at a time: the float32 copy of a whole batch's logits would be the largest tensor of the run
+                torch.nn.functional.cross_entropy(row.float(), target, ignore_index=IGNORED, reduction="sum")
+                for row, target in zip(logits, targets, strict=True)
+            ]
+            for i, total, n in zip(places, torch.stack(sums).tolist(), (labels[:, 1:] != IGNORED).sum(1).tolist(), strict=True):
+                out[i] = (total, n)
     return out

@@ -52,14 +52,14 @@ def trained(resident, rows):
 def test_compiled_and_plain_logprobs_agree(smollm):
     trained(smollm, rows_of(smollm))
     found = correctness.logprobs(smollm, prompts(16), 64)
-    assert not smollm.no_static_cache and found["dtype"] == "torch.bfloat16"
+    assert not smollm.plain_sampling and found["dtype"] == "torch.bfloat16"
     assert found["within_noise"], found
 
 
 def test_sliding_window_attention_is_compiled_too(gemma):
     trained(gemma, documents(gemma))
     made = answers(gemma, kind="documents", n=16)
-    assert not gemma.no_static_cache and len(made) == 16 and any(s.text for s in made)
+    assert not gemma.plain_sampling and len(made) == 16 and any(s.text for s in made)
     found = correctness.logprobs(gemma, prompts(8), 32)
     assert found["within_noise"], found
 
@@ -85,7 +85,7 @@ def test_no_cycle_of_any_regime_compiles_again(smollm):
             for seed in (1, 2):
                 cycle(regime, init, seed)
                 assert graphs() == after_first, f"{regime} {init}, cycle {seed}: compiled again"
-    assert not smollm.no_static_cache
+    assert not smollm.plain_sampling
 
 
 @pytest.mark.parametrize("size", [8, 32])

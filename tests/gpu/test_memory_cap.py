@@ -29,7 +29,7 @@ from selftrain.sampling import Request, sample
 resident = Resident.open("smollm2-135m-instruct", rank=16, alpha=32)
 resident.fresh(0)
 made = sample(resident, [Request(t, i) for i, t in enumerate(prompts(64))], kind="chat", max_new_tokens=16, temperature=0.8)
-assert len(made) == 64 and not resident.no_static_cache
+assert len(made) == 64 and not resident.plain_sampling
 print(torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory)
 """
 

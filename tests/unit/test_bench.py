@@ -172,7 +172,7 @@ def test_the_cached_path_gives_the_plain_forwards_logprobs_and_a_changed_weight_
     texts = ["One.", "A much longer prompt than the other one.", "Three?"]
     found = correctness.logprobs(tiny, texts, 6)
     assert found["tokens"] == 18 and found["within_noise"] and found["dtype"] == "torch.float32"
-    ids, mask, fast, start = correctness.generated(tiny, texts, 6, cache_implementation="static")
+    ids, mask, fast, start = correctness.recorded(tiny, texts, 6)
     weight = tiny.model.get_base_model().lm_head.weight
     kept = weight.detach().clone()
     with torch.no_grad():

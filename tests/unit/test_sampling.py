@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from selftrain.sampling import KeyedSampling, Request, hashed_exponentials, nll, sample
+from selftrain import decoding
+from selftrain.sampling import KeyedSampling, Request, _generated, decoder, hashed_exponentials, left_padded, nll, sample
 
 
 def test_draws_follow_the_softmax():
@@ -55,6 +58,52 @@ def test_an_end_token_ends_an_answer_and_the_limit_cuts_one(tiny):
     (cut,) = sample(tiny, [Request("Hi", 1)], kind="chat", max_new_tokens=5, temperature=1.0)
     assert (ended.text, ended.n_tokens, ended.finished) == ("", 0, True)
     assert cut.n_tokens == 5 and not cut.finished
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9, "top_k": 20}])
+def test_the_decoders_steps_draw_what_generate_draws(tiny, base, options):
+    """The steps that CUDA records, run unrecorded, give generate's tokens: padding, positions, grouped heads and the draws are the same."""
+    tiny.fresh(0)
+    with torch.no_grad():
+        for name, p in tiny.tensors().items():
+            if "lora_B" in name:
+                p.add_(0.3)
+    rows = [[7, 8, 9], [5] * 11, list(range(3, 9))]
+    ids, mask = left_padded(tiny.tokenizer, rows, 16, tiny.device)
+    keys, options = [11, 12, 13], {"top_p": 1.0, "top_k": 0, **options}
+    with tiny.as_base() if base else contextlib.nullcontext():
+        expected = _generated(tiny, ids, mask, keys, 20, 0.9, options["top_p"], options["top_k"])
+        decode = decoder(tiny, 3, 16, 20, **options)
+        made, logps = decode(ids, mask, keys, 0.9, tiny.is_base, whole=True)
+        again, _ = decode(ids, mask, keys, 0.9, tiny.is_base)  # the same buffers once more
+    end = tiny.tokenizer.eos_token_id
+    for row, other, wanted in zip(made.tolist(), again.tolist(), expected, strict=True):
+        n = wanted.index(end) + 1 if end in wanted else len(wanted)
+        assert row[:n] == wanted[:n] == other[:n] and len(row) == 20
+    assert (logps < 0).all() and decoder(tiny, 3, 16, 20, **options) is decode
+    assert {c._attn_implementation for c in (tiny.model.config, tiny.model.get_base_model().config)} == {"sdpa"}
+
+
+def test_what_cannot_be_recorded_says_why(tiny):
+    class Config:
+        layer_types, sliding_window = ["sliding_attention", "full_attention"], 24
+
+    assert decoding.unfit(tiny.model, 10_000) is None
+    model = torch.nn.Module()
+    model.config = type("C", (), {"get_text_config": lambda self: Config})()
+    assert decoding.unfit(model, 24) is None and "window of 24" in decoding.unfit(model, 25)
+    Config.layer_types = ["linear_attention"]
+    assert "linear_attention" in decoding.unfit(model, 8)
+
+
+def test_few_decoders_are_kept_and_the_one_used_last_is_among_them(tiny):
+    tiny.decoders.clear()
+    first = decoder(tiny, 1, 8, 4)
+    for n in range(2, 2 + decoding.KEPT):
+        assert decoder(tiny, 1, 8, 4) is first
+        decoder(tiny, n, 8, 4)
+    assert len(tiny.decoders) == decoding.KEPT and decoder(tiny, 1, 8, 4) is first
 
 
 def test_nll_is_the_sum_over_labelled_tokens(tiny):

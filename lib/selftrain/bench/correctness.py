@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from selftrain import draws
 from selftrain.bench import baseline, ours
 from selftrain.bench.sizes import Sizes, items, prompts
 from selftrain.formats import prompt_ids, training_row
 from selftrain.resident import Resident
-from selftrain.sampling import BUCKET, left_padded
+from selftrain.sampling import BUCKET, decoder, left_padded
 from selftrain.training import train
 
 # Absolute difference of one token's log-prob, (mean, max), that rounding alone explains. bfloat16 keeps 8 bits: logits near 16 are
@@ -20,12 +21,24 @@ NOISE = {"torch.bfloat16": (0.05, 1.0), "torch.float32": (1e-4, 1e-2)}
 P_VALUE = 0.01  # a Kolmogorov-Smirnov p-value below this says that the two samplers differ
 
 
-def generated(resident: Resident, texts: list[str], tokens: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Greedy continuations of exactly `tokens` tokens: (ids, mask, log-probs of the generated tokens, prompt length), all (rows, ...)."""
+def prompt_batch(resident: Resident, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and mask of prompts, as the sampler pads them."""
     kind = "chat" if resident.kind == "instruct" else "documents"
     rows = [prompt_ids(resident.tokenizer, kind, text) for text in texts]
-    length = -(-max(map(len, rows)) // BUCKET) * BUCKET
-    ids, mask = left_padded(resident.tokenizer, rows, length, resident.device)
+    return left_padded(resident.tokenizer, rows, -(-max(map(len, rows)) // BUCKET) * BUCKET, resident.device)
+
+
+def recorded(resident: Resident, texts: list[str], tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Exactly `tokens` tokens a prompt by the sampler's own steps: (ids, mask, log-probs of the new tokens, prompt length), all (rows, ...)."""
+    ids, mask = prompt_batch(resident, texts)
+    decode = decoder(resident, *ids.shape, tokens)
+    made, logps = decode(ids, mask, [draws.key("bench", "logprobs", i) for i in range(len(texts))], 1.0, whole=True)
+    return torch.cat([ids, made], 1), torch.cat([mask, torch.ones_like(made)], 1), logps, ids.shape[1]
+
+
+def generated(resident: Resident, texts: list[str], tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """The same by transformers' `generate` with its default cache, greedily."""
+    ids, mask = prompt_batch(resident, texts)
     with torch.no_grad():
         out = resident.model.generate(
             input_ids=ids,
@@ -39,12 +52,10 @@ def generated(resident: Resident, texts: list[str], tokens: int, **options: Any)
             pad_token_id=resident.tokenizer.pad_token_id,
             output_logits=True,
             return_dict_in_generate=True,
-            **options,
         )
-    made = out.sequences[:, length:]
+    made = out.sequences[:, ids.shape[1] :]
     logps = torch.stack([logits.float().log_softmax(-1) for logits in out.logits], 1).gather(-1, made[..., None])[..., 0]
-    full = torch.cat([mask, torch.ones_like(made)], 1)
-    return out.sequences, full, logps, length
+    return out.sequences, torch.cat([mask, torch.ones_like(made)], 1), logps, ids.shape[1]
 
 
 @torch.no_grad()
@@ -62,8 +73,8 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
 
 
 def logprobs(resident: Resident, texts: list[str], tokens: int) -> dict[str, Any]:
-    """Fast path (static cache; compiled on CUDA) and plain cache against the plain forward, on the fast path's own tokens."""
-    ids, mask, fast, start = generated(resident, texts, tokens, cache_implementation="static")
+    """The sampler's steps (recorded on CUDA) and `generate` against the plain forward, each on its own tokens."""
+    ids, mask, fast, start = recorded(resident, texts, tokens)
     plain = forward_logps(resident, ids, mask, start)
     again_ids, again_mask, cached, _ = generated(resident, texts, tokens)
     dtype = str(next(resident.model.get_base_model().parameters()).dtype)

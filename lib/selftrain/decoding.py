@@ -1,0 +1,246 @@
+"""Decoding of a fixed batch: prefill, then one step recorded as a CUDA graph and replayed for every token.
+
+On a host where launching a kernel costs more than running it, a step of a small model is thousands of launches; a replayed graph is one.
+Nothing is traced or specialised to weights: the adapter may change in place between replays. On a CPU the same steps run unrecorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from selftrain.errors import InputError
+
+GROUPED = "selftrain_grouped"
+ALIGNED = 16  # attention kernels copy masks whose rows are no multiple of this
+GLANCE = 16  # steps between looks at whether every answer has ended: a look waits for the device
+KEPT = 4  # decoders (shapes) kept in memory
+
+
+def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Attention of one new token: the query heads that share a key head stand as that head's rows, so that keys and values are read once and never repeated."""
+    batch, heads, length, width = query.shape
+    if length > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    groups = key.shape[1]
+    rows = query.reshape(batch, groups, heads // groups, width)
+    mask = attention_mask.expand(batch, groups, heads // groups, key.shape[2])
+    out = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, 1, heads, width), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(GROUPED, grouped_attention)
+
+
+class FixedCache(Cache):
+    """Keys and values of `length` places, tensors that never move; a prompt fills the first places, a token goes to place `slot` (1,)."""
+
+    def __init__(self, length: int, slot: torch.Tensor):
+        super().__init__(layers=[])
+        self.length, self.slot = length, slot
+        self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if layer_idx not in self.held:
+            shape = (*key_states.shape[:2], self.length, key_states.shape[3])
+            self.held[layer_idx] = (key_states.new_zeros(shape), value_states.new_zeros((*shape[:3], value_states.shape[3])))
+        n = key_states.shape[2]
+        for kept, new in zip(self.held[layer_idx], (key_states, value_states), strict=True):
+            if n == 1:
+                kept.index_copy_(2, self.slot, new)
+            else:
+                kept[:, :, :n] = new
+        return self.held[layer_idx]
+
+
+def _configs(model: torch.nn.Module) -> list[Any]:
+    """Every config that a module of the model reads its attention from."""
+    found = {id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "_attn_implementation")}
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _grouped(model: torch.nn.Module) -> Iterator[None]:
+    """grouped_attention in place of the model's own, for the length of a with block."""
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    try:
+        for config, _ in before:
+            config._attn_implementation = GROUPED
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+@functools.cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, dynamic=False)
+
+
+@contextlib.contextmanager
+def _fused(model: torch.nn.Module) -> Iterator[None]:
+    """Small modules (norms, projections, MLPs) compiled one by one, for the length of a with block: fewer kernels a step, seconds to compile.
+
+    One compiled function serves the modules of a class and shape; attention, which knows its layer, is opened and its parts are taken.
+    """
+    changed = []
+    for layer in next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), []):
+        for part in layer.children():
+            for module in part.children() if hasattr(part, "layer_idx") else (part,):
+                if list(module.parameters()) and "forward" not in module.__dict__:
+                    module.forward = functools.partial(_compiled(type(module).forward), module)
+                    changed.append(module)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=64):
+            yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def unfit(model: torch.nn.Module, length: int) -> str | None:
+    """Why answers of `length` tokens, prompt included, cannot be decoded this way; None if they can."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return f"layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})[0]}"
+    if "sliding_attention" in kinds and length > config.sliding_window:
+        return f"{length} tokens reach beyond the attention window of {config.sliding_window}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "attention scores are capped"
+    return None
+
+
+class Decoder:
+    """One shape of batch: `batch` answers of up to `new_tokens` tokens to prompts of up to `prompt_length` tokens.
+
+    `choose(logits (batch, vocabulary), keys (batch,), step (1,), temperature ()) -> (tokens (batch,), log-probs (batch,))` picks each step's tokens.
+    InputError where the model's attention does not fit (see unfit).
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, batch: int, prompt_length: int, new_tokens: int, choose: Any, ends: list[int], fuse: bool = True
+    ):
+        if why := unfit(model, prompt_length + new_tokens):
+            raise InputError(why)
+        self.model, self.choose, self.fuse = model, choose, fuse
+        device = next(model.parameters()).device
+        self.recorded, self.dtype = device.type == "cuda", next(model.get_base_model().parameters()).dtype
+        room = max(new_tokens, 4)  # recording runs a few steps
+        length = -(-(prompt_length + room) // ALIGNED) * ALIGNED
+
+        def long(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
+
+        self.prompt, self.seen = long(batch, prompt_length), torch.zeros(batch, prompt_length, dtype=torch.bool, device=device)
+        self.keys, self.ends = torch.zeros(batch, dtype=torch.int32, device=device), torch.tensor(ends, device=device)
+        self.temperature = torch.ones((), device=device)
+        self.token, self.position, self.slot, self.step = long(batch, 1), long(batch, 1), long(1), long(1)
+        self.mask = torch.zeros(batch, 1, 1, length, dtype=self.dtype, device=device)
+        self.new_tokens, self.made, self.logps = new_tokens, long(batch, room), torch.zeros(batch, room, device=device)
+        self.ended = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.cache = FixedCache(length, self.slot)
+        self.graphs: dict[bool, tuple[Any, Any]] = {}
+        self.addresses: tuple[int, ...] = ()
+
+    def _take(self, logits: torch.Tensor) -> None:
+        """Pick this step's tokens and move every counter on."""
+        tokens, logps = self.choose(logits, self.keys, self.step, self.temperature)
+        self.token.copy_(tokens[:, None])
+        self.made.index_copy_(1, self.step, tokens[:, None])
+        self.logps.index_copy_(1, self.step, logps[:, None])
+        self.ended |= (tokens[:, None] == self.ends).any(1)
+        self.step += 1
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, vocabulary) after the last of `ids`."""
+        out = self.model.get_base_model()(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
+        return out.logits[:, -1]
+
+    def _prefill(self) -> None:
+        """Read the prompts and pick the first tokens. Padding sees itself alone, so that no row of attention is empty."""
+        n, low = self.prompt.shape[1], torch.finfo(self.dtype).min
+        self.step.zero_(), self.ended.zero_(), self.slot.fill_(n)
+        places = torch.arange(n, device=self.prompt.device)
+        visible = (places[:, None] >= places) & self.seen[:, None, :] | (places[:, None] == places)
+        self.mask.fill_(low)
+        self.mask[:, 0, 0, :n].masked_fill_(self.seen, 0)
+        mask = self.mask.expand(-1, 1, n, -1).clone()
+        mask[:, 0, :, :n] = torch.where(visible, 0, low).to(self.dtype)
+        counted = self.seen.long().cumsum(1)
+        self.position.copy_(counted[:, -1:])
+        self._take(self._forward(self.prompt, mask, (counted - 1).clamp(min=0)))
+
+    def _next(self) -> None:
+        """Read the tokens picked last and pick the next."""
+        self.mask.index_fill_(3, self.slot, 0)
+        logits = self._forward(self.token, self.mask, self.position)
+        self.position += 1
+        self.slot += 1
+        self._take(logits)
+
+    def _record(self) -> tuple[Any, Any]:
+        """Graphs of the prefill and of a step, with the adapter as it is switched now."""
+        torch.cuda.empty_cache()  # recording allocates from a pool of its own
+        side, graphs = torch.cuda.Stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
+        with _grouped(self.model):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    self._prefill()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graphs[0]):
+                self._prefill()
+            with _fused(self.model) if self.fuse else contextlib.nullcontext():
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    graphs[0].replay()
+                    for _ in range(2):
+                        self._next()
+                torch.cuda.current_stream().wait_stream(side)
+                with torch.cuda.graph(graphs[1], pool=graphs[0].pool()):
+                    self._next()
+        return graphs
+
+    def _ready(self, plain: bool) -> tuple[Any, Any]:
+        """The two steps as functions: replays where recorded. Recorded anew where a weight has moved."""
+        if not self.recorded:
+            return self._prefill, self._next
+        addresses = tuple(p.data_ptr() for p in self.model.parameters())
+        if addresses != self.addresses:
+            self.graphs.clear()
+            self.addresses = addresses
+        if plain not in self.graphs:
+            self.graphs[plain] = self._record()
+        prefill, following = self.graphs[plain]
+        return prefill.replay, following.replay
+
+    @torch.no_grad()
+    def __call__(
+        self, ids: torch.Tensor, mask: torch.Tensor, keys: list[int], temperature: float, plain: bool = False, whole: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and their log-probs at temperature 1, both (batch, new_tokens), for left-padded ids and mask (batch, prompt_length).
+
+        `plain` says that the adapter is switched off now. What follows an end token means nothing; `whole` decodes on beyond it.
+        """
+        self.prompt.copy_(ids)
+        self.seen.copy_(mask.bool())
+        self.keys.copy_(torch.tensor(keys, dtype=torch.int64).to(torch.int32))
+        self.temperature.fill_(temperature)
+        prefill, following = self._ready(plain)
+        with contextlib.nullcontext() if self.recorded else _grouped(self.model):
+            prefill()
+            for n in range(1, self.new_tokens):
+                if n % GLANCE == 0 and not whole and bool(self.ended.all()):
+                    break
+                following()
+        return self.made[:, : self.new_tokens].clone(), self.logps[:, : self.new_tokens].clone()
