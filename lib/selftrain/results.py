@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
+import itertools
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ MEASURES = (
     "trait_score trait_lo trait_hi trait_transfer coherence perplexity n_words sentence_words distinct2 n_requested n_drawn n_judged n_coherence n_refused n_unparsed "
     "n_failed n_empty n_truncated judge_hash steps train_tokens saturated train_loss reward_margin reward_accuracy logp_chosen logp_rejected kl_base"
 ).split()
+MANIFESTS = b"manifests"  # key of the file metadata of a cycles table
 TEXT_COLUMNS = ("question_id", "sample", "set", "prompt", "answer", "finished", "n_tokens", "nll", "nll_tokens")
 
 
@@ -189,24 +193,22 @@ def _text_rows(path: Path, names: dict) -> list[dict]:
     return out
 
 
-def export(folder: str | Path, texts_per_cycle: int | None = None) -> list[Path]:
-    """Write each panel of complete chains as tables/<panel>.{cycles,texts}.parquet (zstd), with the manifests as file metadata.
+def export(folder: str | Path, texts_per_cycle: int | None = None, panels: Sequence[str] | None = None) -> list[Path]:
+    """Write the complete chains that no table holds yet, panel by panel, as tables/<panel>.{cycles,texts}.parquet (zstd), with the manifests as file metadata.
 
-    texts_per_cycle keeps the text of that many answers a cycle, spread over questions, and the scores of all; None keeps all texts. A table that is there already is never
-    rewritten: InputError, before anything is written.
+    texts_per_cycle keeps the text of that many answers a cycle, spread over questions, and the scores of all; None keeps all texts. `panels`
+    limits it to those named. A table that is there already is never rewritten: later chains of its panel go to <panel>.2 and so on.
+    InputError where there is nothing to write.
     """
     study = _study(folder)
+    held = {manifest["chain"] for manifest in committed_manifests(study)}
     by_panel: dict[str, list[tuple[Path, dict]]] = {}
     for run, manifest in _manifests(study):
-        if manifest["status"] == "complete":
-            by_panel.setdefault(manifest["config"]["panel"], []).append((run, manifest))
+        panel = manifest["config"]["panel"]
+        if manifest["status"] == "complete" and manifest["chain"] not in held and (not panels or panel in panels):
+            by_panel.setdefault(panel, []).append((run, manifest))
     if not by_panel:
-        raise InputError(f"{paths.shown(study)}: no complete chain to export")
-    standing = [p for panel in by_panel for p in [study / "tables" / f"{panel}.cycles.parquet"] if p.exists()]
-    if standing:
-        raise InputError(
-            f"{paths.shown(standing[0])}: stands already and tables are never rewritten; delete it, or export under another panel name"
-        )
+        raise InputError(f"{paths.shown(study)}: no complete chain to export that its tables do not hold already")
     written = []
     (study / "tables").mkdir(parents=True, exist_ok=True)
     for panel, runs in by_panel.items():
@@ -223,24 +225,34 @@ def export(folder: str | Path, texts_per_cycle: int | None = None) -> list[Path]
             texts = texts.sort_values(["chain", "judge", "cycle", "sample", "question_id"], kind="stable")
             late = texts.groupby(["chain", "judge", "cycle"], sort=False).cumcount() >= texts_per_cycle
             texts.loc[late, ["prompt", "answer", "nll"]] = None
-        manifests = jsonl.dumps([manifest for _, manifest in runs])
+        names = (panel if n == 1 else f"{panel}.{n}" for n in itertools.count(1))
+        name = next(n for n in names if not (study / "tables" / f"{n}.cycles.parquet").exists())
         for kind, table in (("cycles", cycles), ("texts", texts)):
-            path = study / "tables" / f"{panel}.{kind}.parquet"
+            path = study / "tables" / f"{name}.{kind}.parquet"
             content = pa.Table.from_pandas(table, preserve_index=False)
             if kind == "cycles":
-                content = content.replace_schema_metadata({**(content.schema.metadata or {}), b"manifests": manifests.encode()})
-            pq.write_table(content, path, compression="zstd", compression_level=12)
+                packed = base64.b64encode(zlib.compress(jsonl.dumps([manifest for _, manifest in runs]).encode(), 9))
+                content = content.replace_schema_metadata({**(content.schema.metadata or {}), MANIFESTS: packed})
+            pq.write_table(content, path, compression="zstd", compression_level=19)
             written.append(path)
     return written
+
+
+def committed_manifests(study: Path) -> list[dict]:
+    """The manifests that the tables of a study's folder carry, as JSON text or (most of it is prompt names) as base64 of zlib."""
+    found = []
+    for path in sorted(study.glob("tables/*.cycles.parquet")):
+        packed = (pq.read_schema(path).metadata or {}).get(MANIFESTS, b"[]")
+        found += json.loads(packed if packed.startswith(b"[") else zlib.decompress(base64.b64decode(packed)))
+    return found
 
 
 def manifests(folder: str | Path) -> list[dict]:
     """The manifests of a study's chains, from run folders and from committed tables."""
     study = _study(folder)
     found = {manifest["chain"]: manifest for _, manifest in _manifests(study)}
-    for path in sorted(study.glob("tables/*.cycles.parquet")):
-        for manifest in json.loads((pq.read_schema(path).metadata or {}).get(b"manifests", b"[]")):
-            found.setdefault(manifest["chain"], manifest)
+    for manifest in committed_manifests(study):
+        found.setdefault(manifest["chain"], manifest)
     return list(found.values())
 
 
@@ -259,11 +271,12 @@ def main() -> None:
         added = verbs.add_parser(verb, help=said)
         added.add_argument("study")
     added.add_argument("--texts-per-cycle", type=int, help="answers kept a cycle (default: all)")
+    added.add_argument("--panel", action="append", help="only this panel (repeatable)")
     args = parser.parse_args()
     if args.verb == "summary":
         print(summary(args.study).to_string())
     else:
-        for path in export(args.study, args.texts_per_cycle):
+        for path in export(args.study, args.texts_per_cycle, args.panel):
             print(f"{paths.shown(path)}: {path.stat().st_size / 1e3:.0f} kB")
 
 

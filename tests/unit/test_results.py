@@ -40,8 +40,10 @@ def test_load_reads_runs_and_tables_alike(panel, results):
     texts = module.load_texts("s")
     paths = module.export("s")
     assert [p.name for p in paths] == ["p.cycles.parquet", "p.texts.parquet"]
-    with pytest.raises(InputError, match="never rewritten"):
+    before = {p: p.read_bytes() for p in paths}
+    with pytest.raises(InputError, match="do not hold already"):
         module.export("s")
+    assert {p: p.read_bytes() for p in paths} == before
     (results / "s" / "runs").rename(results / "elsewhere")
     tables = module.load("s")
     shared = [c for c in runs if c in tables]
@@ -49,6 +51,22 @@ def test_load_reads_runs_and_tables_alike(panel, results):
     assert len(module.load_texts("s")) == len(texts)
     assert len(module.manifests("s")) == 4
     assert module.summary("s").to_numpy().sum() == 4
+
+
+def test_chains_that_come_later_go_to_a_table_of_their_own(panel, results):
+    from selftrain import results as module
+
+    runs = sorted((results / "s" / "runs" / "p").iterdir())
+    runs[0].rename(results / "later")
+    module.export("s", texts_per_cycle=2)
+    (results / "later").rename(runs[0])
+    with pytest.raises(InputError, match="no complete chain"):
+        module.export("s", panels=["q"])
+    assert [p.name for p in module.export("s", panels=["p"])] == ["p.2.cycles.parquet", "p.2.texts.parquet"]
+    tables = module.load("s", committed=True)
+    assert len(tables) == 4 * 4 and len(module.committed_manifests(results / "s")) == 4
+    kept = module.load_texts("s", committed=True).groupby("chain")["answer"].count()
+    assert sorted(kept) == [8, 8, 8, 16]
 
 
 def test_counts_add_up(panel):
