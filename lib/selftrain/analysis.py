@@ -104,6 +104,14 @@ def matched(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(CELL, dropna=False)["arm"].transform("nunique") > 1]
 
 
+def most_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those cells (CELL) of each trait that have the most training seeds, so that an interval over seeds does not mix settings in."""
+    if rows.empty:
+        return rows
+    seeds = rows.groupby(CELL, dropna=False)["seed"].transform("nunique")
+    return rows[seeds == seeds.groupby(rows["trait"]).transform("max")]
+
+
 def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
     """`first` minus every other arm at the last cycle that both have: a row a pair of chains alike in PAIRING, a column an arm.
 

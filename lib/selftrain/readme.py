@@ -12,6 +12,7 @@ from selftrain import analysis, claims, jsonl, paths, results, rules, study
 from selftrain.errors import InputError, run_command
 
 README = "README.md"
+MAIN = "h100"  # the study that the claims are held against
 
 
 def laptop() -> str:
@@ -31,9 +32,9 @@ def laptop() -> str:
 
 
 def _pooled(notebook: str) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
-    """The studies that an analysis notebook of the laptop study reads, their committed rows and scores."""
-    given = dict(study.read("laptop").analysis)[notebook]
-    names = ["laptop", *given.get("also", [])]
+    """The studies that an analysis notebook of the main study reads, their committed rows and scores."""
+    given = dict(study.read(MAIN).analysis)[notebook]
+    names = [MAIN, *given.get("also", [])]
     return names, results.load(names, committed=True), results.load_scores(names, committed=True)
 
 
@@ -41,7 +42,8 @@ def claim_table() -> str:
     """Notebook 24's table of claims on the committed results."""
     names, rows, scores = _pooled("24_claims")
     data = claims.Data.of(rows, scores)
-    return claims.as_markdown(claims.table(data)) + f"\n\n{len(data.chains)} complete chains of {', '.join(names)}."
+    devices = " and ".join(sorted(rows["device"].unique()))
+    return claims.as_markdown(claims.table(data)) + f"\n\n{len(data.chains)} complete chains of {', '.join(names)}, run on {devices}."
 
 
 def arms() -> str:
@@ -56,7 +58,7 @@ def arms() -> str:
             [
                 r.regime.upper(),
                 r.trait,
-                f"N={r.n_seed}, M={r.n_sampled}",
+                f"N={r.n_seed}, M={r.n_sampled}, lr {r.lr:g}" + (f", beta {r.beta:g}" if r.beta else ""),
                 f"continual minus {r.minus}",
                 f"{r.mean:+.0f}",
                 f"{r.n:.0f}",

@@ -14,8 +14,8 @@ from selftrain.figures.common import ARM_STYLES, cycle_axis, traits_in
 def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime.
 
-    A row of panels a trait, one line an arm, on the settings that several arms have (analysis.matched): mean over training seeds of the mean over settings,
-    with a 95 % t interval over seeds. InputError where no setting has two arms.
+    A row of panels a trait, one line an arm, on the settings that several arms have (analysis.matched) and that have the most training seeds:
+    mean over seeds of the mean over settings, with a 95 % t interval over seeds, each seed as a thin line. InputError where no setting has two arms.
     """
     measures = {
         "trait_score": "trait score",
@@ -25,7 +25,7 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     }
     measures = {name: label for name, label in measures.items() if name in rows and rows[name].notna().any()}
     rows = analysis.matched(rows)
-    rows = rows[rows["arm"].isin(ARM_STYLES)]
+    rows = analysis.most_seeds(rows[rows["arm"].isin(ARM_STYLES)])
     if rows.empty:
         raise InputError("no setting was run both continual and reinitialised; there is nothing to compare")
     long = rows.melt(id_vars=["trait", "arm", "seed", "cycle"], value_vars=list(measures), var_name="measure", value_name="value").dropna(
@@ -52,9 +52,15 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 if some.empty:
                     continue
                 axis.fill_between(some["cycle"], some["lo"], some["hi"], color=colour, alpha=0.15, linewidth=0)
+                for _, one in seeds[trait, measure, name].groupby(level="seed"):
+                    axis.plot(one.index.get_level_values("cycle"), one, linestyle=line, lw=0.6, alpha=0.6, color=colour)
                 axis.plot(some["cycle"], some["mean"], linestyle=line, marker=marker, ms=3.5, color=colour, label=name)
             if measure in ("trait_score", "coherence"):
                 axis.set_ylim(0, 102)
+            else:  # as the chains need it: an interval over three seeds can reach far beyond anything seen
+                drawn = seeds[seeds.index.get_level_values("measure") == measure]
+                room = 0.08 * (drawn.max() - drawn.min() or 1.0)
+                axis.set_ylim(drawn.min() - room, drawn.max() + room)
             cycle_axis(axis, last)
             if i == 0:
                 axis.set_title(label)

@@ -133,7 +133,9 @@ def sweep_map(changes: pd.DataFrame, by: str = "n_seed") -> tuple[Figure, pd.Dat
             axis.set_xticks(range(len(columns)), [f"M={m}" for m in columns])
             axis.set_yticks(range(len(rows)), [f"{'N' if by == 'n_seed' else by}={n:g}" for n in rows])
             axis.grid(False)
+            if cell.empty:
+                axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=GREY, fontsize=8)
             axis.set_title(textwrap.fill(f"{trait}: {arm}", max(16, int(width * 9))), fontsize=8)
-    figure.colorbar(image, ax=axes, label="change of trait score,\ncycle 0 to last", shrink=0.9)
+    figure.colorbar(image, ax=axes, label="change of trait score,\ncycle 0 to last", shrink=min(0.9, 3.2 / figure.get_figheight()))
     plt.close(figure)
     return figure, cells
