@@ -105,6 +105,17 @@ def _fused(model: torch.nn.Module) -> Iterator[None]:
             del module.forward
 
 
+@contextlib.contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """float32 products on tensor cores (10 bits of mantissa) for the length of a with block: LoRA's, beside a base model of bfloat16 (7 bits)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def unfit(model: torch.nn.Module, length: int) -> str | None:
     """Why answers of `length` tokens, prompt included, cannot be decoded this way; None if they can."""
     config = model.config.get_text_config()
@@ -192,7 +203,7 @@ class Decoder:
         """Graphs of the prefill and of a step, with the adapter as it is switched now."""
         torch.cuda.empty_cache()  # recording allocates from a pool of its own
         side, graphs = torch.cuda.Stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
-        with _grouped(self.model):
+        with _grouped(self.model), _tensor_cores():
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(2):

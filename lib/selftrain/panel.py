@@ -17,10 +17,11 @@ TARGETS = (20.0, 40.0, 60.0)
 
 
 class Panel:
-    """All chains of a grid. Making one checks every chain's input; nothing heavy is loaded before `run`."""
+    """All chains of a grid but those of the ids in `leave_out`. Making one checks every chain's input; nothing heavy is loaded before `run`."""
 
-    def __init__(self, resident: Resident | None = None, **grid: Any):
-        self.chains = [Chain(config, resident=resident) for config in expand(grid, where=f"panel {grid.get('panel', 'chains')}")]
+    def __init__(self, resident: Resident | None = None, leave_out: Sequence[str] = (), **grid: Any):
+        configs = expand(grid, where=f"panel {grid.get('panel', 'chains')}")
+        self.chains = [Chain(config, resident=resident) for config in configs if config.chain_id not in leave_out]
         ids = [chain.config.chain_id for chain in self.chains]
         twice = {i for i in ids if ids.count(i) > 1}
         if twice:

@@ -9,14 +9,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selftrain import executed, memory, paths, results
+from selftrain import executed, memory, mps, paths, results
 from selftrain.errors import InputError, run_command
 
 KERNEL = "python3"
@@ -140,7 +141,12 @@ def chains_of(study: Study, available: bool = True) -> dict[str, list]:
     found = {}
     for panel in study.panels:
         bind(notebook_path(panel.notebook), panel.grid)
-        configs = list(expand(panel.grid, where=f"{paths.shown(study.path)}: panel {panel.name}"))
+        grid = {key: value for key, value in panel.grid.items() if key != "leave_out"}
+        configs = [
+            c
+            for c in expand(grid, where=f"{paths.shown(study.path)}: panel {panel.name}")
+            if c.chain_id not in panel.grid.get("leave_out", ())
+        ]
         for config in configs:
             try:
                 regimes.plan(config) if available else regimes.check(config)
@@ -177,6 +183,18 @@ def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     return time.monotonic() - started
 
 
+def missing(study: Study) -> Study:
+    """The study without the chains that its committed tables hold, and without the panels that they hold whole."""
+    folder = paths.study_folder(study.name)
+    held = {manifest["chain"] for manifest in results.committed_manifests(folder)}
+    panels, chains = [], chains_of(study)
+    for spec in study.panels:
+        ids = [config.chain_id for config in chains[spec.name]]
+        if not held.issuperset(ids):
+            panels.append(PanelSpec(spec.name, spec.notebook, {**spec.grid, "leave_out": sorted(held.intersection(ids))}))
+    return replace(study, panels=panels)
+
+
 def run(study: Study, only: list[str] | None = None) -> None:
     """Run or resume the panels (all, or those named), then the analysis notebooks; prints the time of each."""
     import logging
@@ -200,14 +218,21 @@ def run(study: Study, only: list[str] | None = None) -> None:
         print(f"{name:32} {seconds / 60:6.1f} min")
 
 
-def run_packed(study: Study, jobs: int, only: list[str] | None = None, share: float | None = None) -> None:
+def run_packed(
+    study: Study, jobs: int, only: list[str] | None = None, share: float | None = None, service: bool = True, extra: Sequence[str] = ()
+) -> None:
     """Run panels in several processes at once on one device, a process a notebook, each capped to its share of the device's memory.
 
-    InputError names the panels that failed; the others are kept.
+    `service` lets their kernels run at the same time where NVIDIA's service is installed (mps.py); `extra` are further arguments of each
+    process. InputError names the panels that failed; the others are kept.
     """
-    env = {**os.environ, **memory.environment_for(jobs, share)}
     names = [panel.name for panel in study.panels if not only or panel.name in only]
     chains_of(study)
+    with mps.shared_device(service) as clients:
+        _pack(study, names, jobs, {**os.environ, **memory.environment_for(jobs, share), **clients}, extra)
+
+
+def _pack(study: Study, names: list[str], jobs: int, env: dict[str, str], extra: Sequence[str]) -> None:
     logs = paths.study_folder(study.name) / "executed"
     logs.mkdir(parents=True, exist_ok=True)
 
@@ -215,7 +240,7 @@ def run_packed(study: Study, jobs: int, only: list[str] | None = None, share: fl
         started = time.monotonic()
         with open(logs / f"{name}.log", "w") as log:
             done = subprocess.run(
-                [sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name],
+                [sys.executable, "-m", "selftrain.study", "run", str(study.path), "--panel", name, *extra],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
@@ -278,6 +303,12 @@ def main() -> None:
     verb.add_argument("--panel", action="append", help="only this panel (repeatable); skips the analysis notebooks")
     verb.add_argument("--jobs", type=int, default=1, help="panels run at once, each in a process of its own (one GPU holds several)")
     verb.add_argument("--memory-share", type=float, help="share of the device's memory that each process may take (default 0.95 / jobs)")
+    verb.add_argument("--missing", action="store_true", help="leave out the chains that the committed tables hold")
+    verb.add_argument(
+        "--no-mps",
+        action="store_true",
+        help="with --jobs: let processes take turns on the GPU instead of sharing it through NVIDIA's service",
+    )
     verb = verbs.add_parser("figures", help="execute the analysis notebooks alone")
     verb.add_argument("study", nargs="*", help="default: every study whose results are here")
     for name, does in (
@@ -292,8 +323,15 @@ def main() -> None:
             print(f"{name:32} {seconds:6.1f} s")
         return
     (study,) = studies
+    if args.verb == "run" and args.missing:
+        study = missing(study)
+        unknown = sorted(set(args.panel or ()) - {panel.name for panel in study.panels})
+        if unknown or not study.panels:
+            raise InputError(
+                f"{paths.shown(study.path)}: {f'panel {unknown[0]}' if unknown else 'the study'} has no chain that the committed tables lack"
+            )
     if args.verb == "run" and args.jobs != 1:
-        run_packed(study, args.jobs, args.panel, args.memory_share)
+        run_packed(study, args.jobs, args.panel, args.memory_share, not args.no_mps, ["--missing"] if args.missing else [])
     elif args.verb == "run":
         os.environ |= memory.environment_for(1, args.memory_share)
         run(study, args.panel)

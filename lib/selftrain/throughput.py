@@ -41,9 +41,9 @@ class Machine:
         return max(0.0, self.train_step - training_step(self.shape, round(self.train_tokens), self.peaks) / UTILISATION)
 
 
-# One H100 on a slow host, 2026-11-23: 12.4 ms a compiled decoding step at batch 512, 0.25 s a training step of
-# 16 rows of about 100 tokens, 30 s of imports and 57 s of compiling a process (middles of the ranges given).
-MEASURED = Machine("one H100 with a slow host, 2026-11-23", SMALL, PEAKS["H100"], 512, 100.0, 0.0124, 1600.0, 0.25, 30.0 + 57.0)
+# One H100 on a slow host, 2026-11-23: 9.3 ms a recorded decoding step at batch 512, 0.25 s a training step of
+# 16 rows of about 100 tokens, 30 s of imports and 9 s of recording a process.
+MEASURED = Machine("one H100 with a slow host, 2026-11-23", SMALL, PEAKS["H100"], 512, 120.0, 0.0093, 1600.0, 0.25, 30.0 + 9.0)
 
 
 def machine() -> Machine:

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from selftrain import analysis, figures, metrics, noise, results, rules, tradeoff
+import yaml
+from selftrain import analysis, figures, metrics, noise, results, rules, study, tradeoff
 from selftrain.errors import InputError
 from selftrain.panel import Panel, calibrate
 
@@ -67,6 +68,23 @@ def test_chains_that_come_later_go_to_a_table_of_their_own(panel, results):
     assert len(tables) == 4 * 4 and len(module.committed_manifests(results / "s")) == 4
     kept = module.load_texts("s", committed=True).groupby("chain")["answer"].count()
     assert sorted(kept) == [8, 8, 8, 16]
+
+
+def test_what_the_tables_hold_is_left_out_of_a_run_that_asks_for_the_rest(panel, results, small, tmp_path, capsys):
+    from selftrain import results as module
+
+    grid = {k: v for k, v in small.items() if k != "study"} | {"notebook": "10_sft", "init": ["reinit", "continual"]}
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        yaml.safe_dump({"study": "s", "panels": {"p": {**grid, "seed": [0, 1]}, "q": {**grid, "seed": [1, 2]}, "r": {**grid, "seed": [0]}}})
+    )
+    module.export("s")
+    left = study.missing(study.read(str(path)))
+    chains = study.chains_of(left)
+    assert {name: [c.seed for c in configs] for name, configs in chains.items()} == {"q": [2, 2]}
+    made = Panel(**{k: v for k, v in left.panels[0].grid.items()})
+    assert [chain.config.chain_id for chain in made.chains] == [c.chain_id for c in chains["q"]]
+    assert study.bind(study.notebook_path("10_sft"), left.panels[0].grid)["overrides"]["leave_out"] == left.panels[0].grid["leave_out"]
 
 
 def test_counts_add_up(panel):

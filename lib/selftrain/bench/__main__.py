@@ -29,7 +29,10 @@ BUSY = 0.75  # load a core, before a part starts, from which a CPU's timings are
 def part_names(sizes: Sizes, device: str) -> list[str]:
     """Every part of the bench on a device, in the order they run."""
     names = ["baseline", "ours", "correctness"]
-    return names if device == "cpu" else [*names, *(f"packing_{jobs}" for jobs in sizes.packing_jobs), *large.parts(sizes)]
+    if device == "cpu":
+        return names
+    packed = [f"packing_{jobs}" for jobs in sizes.packing_jobs]
+    return [*names, *packed, f"{packed[-1]}_turns", *large.parts(sizes)]
 
 
 def run_part(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def run_part(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
     if name.startswith("packing_"):
         from selftrain.bench import packing
 
-        return packing.run(sizes, device, int(name.removeprefix("packing_")))
+        return packing.run(sizes, device, int(name.split("_")[1]), service=not name.endswith("_turns"))
     if name.startswith("train_"):
         return large.run(sizes, device, name)
     from selftrain.bench import baseline, correctness, ours

@@ -1,4 +1,4 @@
-"""This project on the baseline's work: one resident model, keyed sampling with static shapes on CUDA, the adapter changed in place."""
+"""This project on the baseline's work: one resident model, keyed sampling by recorded steps on CUDA, the adapter changed in place."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(sizes: Sizes, device: str) -> dict[str, Any]:
             shape=vars(shape),
         ),
         "trainer": resident.trainer,
-        "compiled": device == "cuda" and not resident.plain_sampling,
+        "recorded": device == "cuda" and not resident.plain_sampling,
         "train_tokens_a_step": sum(len(r["input_ids"]) for r in rows) * c.batch_size / len(rows),
         "train_steps_a_cycle": planned_steps(sizes.n_sampled, settings(sizes, 0)),
         "mean_sequence": sum(len(prompt_ids(resident.tokenizer, "chat", t)) for t in texts) / len(texts) + sizes.new_tokens / 2,

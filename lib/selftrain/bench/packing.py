@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selftrain import memory
+from selftrain import memory, mps
 from selftrain.bench import measure
 from selftrain.bench.sizes import Sizes, config
 
@@ -47,14 +47,14 @@ def worker(index: int, folder: Path, sizes: Sizes, device: str) -> None:
     (folder / f"{index}.json").write_text(json.dumps(result))
 
 
-def run(sizes: Sizes, device: str, jobs: int) -> dict[str, Any]:
-    """The part `packing_<jobs>`: cycles that ended within the window, all processes together, as chains of seven cycles an hour.
+def run(sizes: Sizes, device: str, jobs: int, service: bool = True) -> dict[str, Any]:
+    """The part `packing_<jobs>` (`packing_<jobs>_turns`: without NVIDIA's service, mps.py): cycles that ended within the window, all processes together, as chains of seven cycles an hour.
 
     A cycle here also writes its files, takes likelihoods under the base model and is judged, which the baseline's does not.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, mps.shared_device(service and jobs > 1 and device == "cuda") as clients:
         folder = Path(scratch)
-        env = {**os.environ, **memory.environment_for(jobs), "SELFTRAIN_RESULTS": str(folder / "results")}
+        env = {**os.environ, **memory.environment_for(jobs), **clients, "SELFTRAIN_RESULTS": str(folder / "results")}
         command = [
             sys.executable,
             "-m",
@@ -89,6 +89,7 @@ def run(sizes: Sizes, device: str, jobs: int) -> dict[str, Any]:
         "startup_seconds": measure.spread([f["ready_seconds"] for f in found]),
         "peak_memory_gb": sum(f["peak_memory_gb"] for f in found),
         "memory_share": memory.share_for(jobs),
+        "at_once": bool(clients),
     }
 
 

@@ -21,7 +21,7 @@ NUMBERS = (
     ("cycle_seconds", "s a cycle", False),
     ("peak_memory_gb", "peak memory, GB", False),
     ("startup_seconds", "start-up, s", False),
-    ("first_sample_seconds", "first batch (compiling), s", False),
+    ("first_sample_seconds", "first batch (recording), s", False),
     ("first_cycle_seconds", "first cycle (imports), s", False),
 )
 
@@ -70,9 +70,10 @@ def ratio(result: dict[str, Any], key: str, more: bool) -> float | None:
     return y / x if more else x / y
 
 
-def chains_per_hour(result: dict[str, Any]) -> dict[int, float]:
-    """By number of processes at once."""
-    return {r["jobs"]: r["chains_per_hour"] for name in result["parts"] if name.startswith("packing_") and (r := done(result, name))}
+def chains_per_hour(result: dict[str, Any]) -> dict[str, float]:
+    """By number of processes at once, and how they share the device."""
+    found = [r for name in result["parts"] if name.startswith("packing_") and (r := done(result, name))]
+    return {f"{r['jobs']} at once" + (", in turns" if r["jobs"] > 1 and not r.get("at_once") else ""): r["chains_per_hour"] for r in found}
 
 
 def pairs_of_trainers(result: dict[str, Any]) -> list[tuple[str, dict, dict]]:
@@ -158,9 +159,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for key, what, more in NUMBERS:
         times = ratio(result, key, more)
         table.add_row(what, _shown(base.get(key)), _shown(ours.get(key)), f"{times:.2f}" if times else "-", _shown(floor.get(key)))
-    for jobs, rate in sorted(chains_per_hour(result).items()):
+    for jobs, rate in chains_per_hour(result).items():
         alone = 3600 / (CYCLES * value(base["cycle_seconds"])) if base else None
-        table.add_row(f"chains/hour, {jobs} at once", _shown(alone), _shown(rate), f"{rate / alone:.2f}" if alone else "-", "")
+        table.add_row(f"chains/hour, {jobs}", _shown(alone), _shown(rate), f"{rate / alone:.2f}" if alone else "-", "")
     made = [table]
     if found := pairs_of_trainers(result):
         trained = Table(title="training at Qwen3 shapes, random weights: TRL / Unsloth")
