@@ -105,11 +105,11 @@ def matched(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def most_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those cells (CELL) of each trait that have the most training seeds, so that an interval over seeds does not mix settings in."""
+    """The rows of those cells (CELL) of each trait and regime that have the most training seeds, so that an interval over seeds does not mix settings in."""
     if rows.empty:
         return rows
     seeds = rows.groupby(CELL, dropna=False)["seed"].transform("nunique")
-    return rows[seeds == seeds.groupby(rows["trait"]).transform("max")]
+    return rows[seeds == seeds.groupby([rows["trait"], rows["regime"]]).transform("max")]
 
 
 def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:

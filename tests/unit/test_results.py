@@ -216,6 +216,10 @@ def test_arm_difference_pairs_seeds():
     both = pd.concat([rows, mixed])
     assert set(analysis.arm(both)) == {"continual", "reinit", "continual, mix base 0.5"}
     assert set(analysis.arm_difference(both)["minus"]) == {"reinit", "continual, mix base 0.5"}
+    faster = rows[rows["seed"] == 0].assign(lr=1e-3)  # a setting with one seed is not drawn beside one with three, that of another regime is
+    other = rows[rows["seed"] == 0].assign(regime="sft")
+    kept = analysis.most_seeds(pd.concat([rows, faster, other]))
+    assert len(kept) == len(rows) + len(other) and set(kept["lr"]) == {1e-5}
 
 
 def test_a_second_judge_stands_beside_the_first_and_a_newer_version_replaces_an_older(panel, letters, monkeypatch):
