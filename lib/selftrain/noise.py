@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from selftrain.analysis import CELL, arm
+from selftrain.errors import InputError
 from selftrain.results import whole_scores
 from selftrain.rules import COUNTED, RULES, Rule, Series, rates, verdicts
 
@@ -91,6 +92,18 @@ def variance_split(rows: pd.DataFrame, scores: pd.DataFrame, late: int = 4) -> p
                 }
             )
     return pd.DataFrame(out, columns=["regime", "arm", "cells", "between_seeds", "sampling", "training_seed", "sd"])
+
+
+def run_to_run(rows: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Chains that were run twice from scratch with the same seeds, cycle by cycle: chain, cycle, trait_score and coherence of both runs, and `difference` of
+    the trait score, in points. Training on CUDA is not deterministic; what it changes is in every score of a study. InputError where no chain is in both.
+    """
+    keys = ["chain", "cycle"]
+    both = rows[rows["complete"].astype(bool)].merge(again[again["complete"].astype(bool)], on=keys, suffixes=("", "_again"))
+    if both.empty:
+        raise InputError("no complete chain is in both results; a chain's id holds its settings, so run the same panel again")
+    both = both[[*keys, "trait_score", "trait_score_again", "coherence", "coherence_again"]]
+    return both.assign(difference=both["trait_score_again"] - both["trait_score"]).sort_values(keys).reset_index(drop=True)
 
 
 def power(

@@ -222,6 +222,16 @@ def test_arm_difference_pairs_seeds():
     assert len(kept) == len(rows) + len(other) and set(kept["lr"]) == {1e-5}
 
 
+def test_chains_run_twice_are_held_against_each_other_cycle_by_cycle(panel):
+    rows = results.load("s")
+    first = rows["chain"].iloc[0]
+    again = rows[rows["chain"] == first].assign(trait_score=lambda t: t["trait_score"] + t["cycle"])
+    found = noise.run_to_run(rows, again)
+    assert found["difference"].tolist() == [-1, 0, 1, 2] and set(found["chain"]) == {first}
+    with pytest.raises(InputError, match="no complete chain is in both"):
+        noise.run_to_run(rows, again.assign(complete=False))
+
+
 def test_a_second_judge_stands_beside_the_first_and_a_newer_version_replaces_an_older(panel, letters, monkeypatch):
     from selftrain.judge import Judge, Score, rescore
 
