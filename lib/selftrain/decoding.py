@@ -21,12 +21,14 @@ from selftrain.errors import InputError
 GROUPED = "selftrain_grouped"
 ALIGNED = 16  # attention kernels copy masks whose rows are no multiple of this
 GLANCE = 16  # steps between looks at whether every answer has ended: a look waits for the device
-KEPT = 4  # decoders (shapes) kept in memory
+KEPT = 2  # decoders (shapes) kept in memory, each allowed memory.FOR_ANSWERS of it
 
 
 def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention of one new token: the query heads that share a key head stand as that head's rows, so that keys and values are read once and never repeated."""
     batch, heads, length, width = query.shape
+    if unknown := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
+        raise InputError(f"attention has {unknown[0]}")
     if length > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     groups = key.shape[1]
@@ -59,6 +61,12 @@ class FixedCache(Cache):
                 kept[:, :, :n] = new
         return self.held[layer_idx]
 
+    def clear(self) -> None:
+        """Forget the last call: a masked place counts nothing, but not if it holds a NaN."""
+        for pair in self.held.values():
+            for tensor in pair:
+                tensor.zero_()
+
 
 def _configs(model: torch.nn.Module) -> list[Any]:
     """Every config that a module of the model reads its attention from."""
@@ -82,6 +90,18 @@ def _grouped(model: torch.nn.Module) -> Iterator[None]:
 @functools.cache
 def _compiled(function: Any) -> Any:
     return torch.compile(function, dynamic=False)
+
+
+@functools.cache
+def _side_stream() -> Any:
+    """One stream for all warming up: each stream keeps a workspace of its own."""
+    return torch.cuda.Stream()
+
+
+@functools.cache
+def _pool() -> Any:
+    """One pool for all recordings: they are never replayed at the same time, and leave nothing in it."""
+    return torch.cuda.graph_pool_handle()
 
 
 @contextlib.contextmanager
@@ -119,11 +139,14 @@ def _tensor_cores() -> Iterator[None]:
 def unfit(model: torch.nn.Module, length: int) -> str | None:
     """Why answers of `length` tokens, prompt included, cannot be decoded this way; None if they can."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    if (attention := getattr(config, "_attn_implementation", "sdpa")) not in ("sdpa", GROUPED):
+        return f"attention by {attention}, not sdpa"
     if not kinds <= {"full_attention", "sliding_attention"}:
         return f"layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})[0]}"
-    if "sliding_attention" in kinds and length > config.sliding_window:
-        return f"{length} tokens reach beyond the attention window of {config.sliding_window}"
+    if "sliding_attention" in kinds and window and length > window:
+        return f"{length} tokens reach beyond the attention window of {window}"
     if getattr(config, "attn_logit_softcapping", None):
         return "attention scores are capped"
     return None
@@ -133,15 +156,14 @@ class Decoder:
     """One shape of batch: `batch` answers of up to `new_tokens` tokens to prompts of up to `prompt_length` tokens.
 
     `choose(logits (batch, vocabulary), keys (batch,), step (1,), temperature ()) -> (tokens (batch,), log-probs (batch,))` picks each step's tokens.
-    InputError where the model's attention does not fit (see unfit).
+    InputError where the model's attention does not fit (see unfit), or prompts are a single token.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, batch: int, prompt_length: int, new_tokens: int, choose: Any, ends: list[int], fuse: bool = True
-    ):
-        if why := unfit(model, prompt_length + new_tokens):
+    def __init__(self, model: torch.nn.Module, batch: int, prompt_length: int, new_tokens: int, choose: Any, ends: list[int]):
+        why = unfit(model, prompt_length + new_tokens) or ("prompts of a single token" if prompt_length < 2 else None)
+        if why:
             raise InputError(why)
-        self.model, self.choose, self.fuse = model, choose, fuse
+        self.model, self.choose = model, choose
         device = next(model.parameters()).device
         self.recorded, self.dtype = device.type == "cuda", next(model.get_base_model().parameters()).dtype
         room = max(new_tokens, 4)  # recording runs a few steps
@@ -180,6 +202,7 @@ class Decoder:
     def _prefill(self) -> None:
         """Read the prompts and pick the first tokens. Padding sees itself alone, so that no row of attention is empty."""
         n, low = self.prompt.shape[1], torch.finfo(self.dtype).min
+        self.cache.clear()
         self.step.zero_(), self.ended.zero_(), self.slot.fill_(n)
         places = torch.arange(n, device=self.prompt.device)
         visible = (places[:, None] >= places) & self.seen[:, None, :] | (places[:, None] == places)
@@ -200,27 +223,37 @@ class Decoder:
         self._take(logits)
 
     def _record(self) -> tuple[Any, Any]:
-        """Graphs of the prefill and of a step, with the adapter as it is switched now."""
+        """Graphs of the prefill and of a step, with the adapter as it is switched now. A failure leaves the device as it was."""
         torch.cuda.empty_cache()  # recording allocates from a pool of its own
-        side, graphs = torch.cuda.Stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
-        with _grouped(self.model), _tensor_cores():
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):
+        before, graphs = torch.cuda.current_stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
+        try:
+            with _grouped(self.model), _tensor_cores():
+                self._warm(self._prefill)
+                with torch.cuda.graph(graphs[0], pool=_pool()):
                     self._prefill()
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graphs[0]):
-                self._prefill()
-            with _fused(self.model) if self.fuse else contextlib.nullcontext():
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
+                with _fused(self.model):
                     graphs[0].replay()
-                    for _ in range(2):
+                    self._warm(self._next)
+                    with torch.cuda.graph(graphs[1], pool=_pool()):
                         self._next()
-                torch.cuda.current_stream().wait_stream(side)
-                with torch.cuda.graph(graphs[1], pool=graphs[0].pool()):
-                    self._next()
+        except BaseException:
+            torch.cuda.set_stream(before)  # a failed capture leaves its own
+            for graph in graphs:
+                with contextlib.suppress(RuntimeError):
+                    graph.reset()
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.synchronize()
+            raise
         return graphs
+
+    def _warm(self, step: Any) -> None:
+        """Run a step twice aside: what compiles, allocates or picks a kernel must have done so before it is recorded."""
+        side = _side_stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
 
     def _ready(self, plain: bool) -> tuple[Any, Any]:
         """The two steps as functions: replays where recorded. Recorded anew where a weight has moved."""

@@ -12,7 +12,7 @@ from selftrain.errors import InputError
 SHARE = "SELFTRAIN_MEMORY_SHARE"  # the environment variable that carries the cap to notebook kernels
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 USABLE = 0.95  # share of the device that all processes together may take; the rest is CUDA's own
-FOR_ANSWERS = 0.35  # share of what the weights leave that one shape of answers may take; other shapes and training need the rest
+FOR_ANSWERS = 0.25  # share of what the weights leave that one shape of answers may take; another shape and training need the rest
 LOGIT_COPIES = 6  # float32 tensors of one row of the vocabulary that keyed sampling holds at once, rounded up
 MOST_ANSWERS = 512
 
@@ -74,7 +74,7 @@ def answers_in(total: float, weights: float, each: float, most: int = MOST_ANSWE
 def answers_at_once(model: Any, length: int) -> int:
     """How many answers of `length` tokens, prompt included, a CUDA device samples at once.
 
-    It depends on the device, the cap and the model alone, so that every call with this length has the same shape.
+    It depends on the device, the cap and the model alone.
     """
     import torch
 

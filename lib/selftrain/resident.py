@@ -50,6 +50,8 @@ class Resident:
         self.plain_sampling = trainer == "unsloth"  # its patched forward keeps a cache of its own, which cannot be recorded
         self.is_base = False  # inside as_base
         self.decoders: dict[tuple, Any] = {}  # what sampling has recorded, by shape, oldest first
+        self.longest: dict[int, int] = {}  # longest prompt so far by new tokens, so that shapes only grow
+        self.unrecorded: set[str] = set()  # why some answers were not sampled by recorded steps; each is said once
         self.loaded: str | None = None
 
     @classmethod
@@ -118,11 +120,11 @@ class Resident:
     def as_base(self) -> Iterator[None]:
         """The base model, for the length of a with block."""
         with self.model.disable_adapter():
-            self.is_base = True
+            before, self.is_base = self.is_base, True
             try:
                 yield
             finally:
-                self.is_base = False
+                self.is_base = before
 
     def clean(self) -> None:
         """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode."""

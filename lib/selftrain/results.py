@@ -7,6 +7,7 @@ import base64
 import functools
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -198,15 +199,21 @@ def export(folder: str | Path, texts_per_cycle: int | None = None, panels: Seque
 
     texts_per_cycle keeps the text of that many answers a cycle, spread over questions, and the scores of all; None keeps all texts. `panels`
     limits it to those named. A table that is there already is never rewritten: later chains of its panel go to <panel>.2 and so on.
-    InputError where there is nothing to write.
+    InputError where there is nothing to write, or where a chain has more cycles now than its table.
     """
     study = _study(folder)
-    held = {manifest["chain"] for manifest in committed_manifests(study)}
+    held = {manifest["chain"]: manifest["config"].get("last_cycle", 0) for manifest in committed_manifests(study)}
     by_panel: dict[str, list[tuple[Path, dict]]] = {}
     for run, manifest in _manifests(study):
-        panel = manifest["config"]["panel"]
-        if manifest["status"] == "complete" and manifest["chain"] not in held and (not panels or panel in panels):
+        panel, chain = manifest["config"]["panel"], manifest["chain"]
+        if manifest["status"] != "complete" or panels and panel not in panels:
+            continue
+        if chain not in held:
             by_panel.setdefault(panel, []).append((run, manifest))
+        elif manifest["config"]["last_cycle"] > held[chain]:
+            raise InputError(
+                f"{paths.shown(study)}: {chain} went on to cycle {manifest['config']['last_cycle']}, its table ends at {held[chain]}; move that table away first"
+            )
     if not by_panel:
         raise InputError(f"{paths.shown(study)}: no complete chain to export that its tables do not hold already")
     written = []
@@ -226,14 +233,15 @@ def export(folder: str | Path, texts_per_cycle: int | None = None, panels: Seque
             late = texts.groupby(["chain", "judge", "cycle"], sort=False).cumcount() >= texts_per_cycle
             texts.loc[late, ["prompt", "answer", "nll"]] = None
         names = (panel if n == 1 else f"{panel}.{n}" for n in itertools.count(1))
-        name = next(n for n in names if not (study / "tables" / f"{n}.cycles.parquet").exists())
-        for kind, table in (("cycles", cycles), ("texts", texts)):
+        name = next(n for n in names if not any((study / "tables" / f"{n}.{kind}.parquet").exists() for kind in ("cycles", "texts")))
+        for kind, table in (("texts", texts), ("cycles", cycles)):  # a chain is held once its cycles stand, so they come last
             path = study / "tables" / f"{name}.{kind}.parquet"
             content = pa.Table.from_pandas(table, preserve_index=False)
             if kind == "cycles":
                 packed = base64.b64encode(zlib.compress(jsonl.dumps([manifest for _, manifest in runs]).encode(), 9))
                 content = content.replace_schema_metadata({**(content.schema.metadata or {}), MANIFESTS: packed})
-            pq.write_table(content, path, compression="zstd", compression_level=19)
+            pq.write_table(content, path.with_suffix(".new"), compression="zstd", compression_level=19)
+            os.replace(path.with_suffix(".new"), path)
             written.append(path)
     return written
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from selftrain import memory
+from selftrain.errors import InputError
 from selftrain.formats import IGNORED, prompt_ids
 from selftrain.resident import Resident
 
@@ -144,6 +145,38 @@ def _generated(
     return out[:, ids.shape[1] :].tolist()
 
 
+def _recorded(
+    resident: Resident, rows: list[list[int]], keys: list[int], shape: tuple[int, int, int], temperature: float, *how: Any
+) -> list[list[int]] | None:
+    """Tokens by recorded steps, or None where they cannot be had: said once a reason. `shape` is batch, prompt length, new tokens.
+
+    A shape that does not fit the model, or the memory even with all other shapes forgotten, is left to the plain path; any other failure
+    ends recorded sampling for this process.
+    """
+    spare = shape[0] - len(rows)
+    ids, mask = left_padded(resident.tokenizer, rows + [rows[-1]] * spare, shape[1], resident.device)
+    for attempt in (1, 2):
+        try:
+            made, _ = decoder(resident, *shape, *how)(ids, mask, keys + [keys[-1]] * spare, temperature, resident.is_base)
+            return made.tolist()
+        except (InputError, torch.OutOfMemoryError) as error:
+            why, fits = str(error).splitlines()[0], not isinstance(error, torch.OutOfMemoryError)
+        except Exception as error:  # recording is an optimisation: go on without it
+            why, fits, resident.plain_sampling = (str(error).splitlines() or [type(error).__name__])[0], True, True
+        if fits or attempt == 2:
+            break
+        resident.decoders.clear()
+        torch.cuda.empty_cache()
+    if not fits or resident.plain_sampling:
+        resident.decoders.clear()
+        if resident.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if why not in resident.unrecorded:
+        resident.unrecorded.add(why)
+        log.warning("answers are sampled by the plain path, not by recorded steps: %s", why)
+    return None
+
+
 @torch.no_grad()
 def sample(
     resident: Resident,
@@ -165,9 +198,10 @@ def sample(
     """
     if not requests:
         return []
-    tokenizer, device = resident.tokenizer, resident.device
+    tokenizer, device, how = resident.tokenizer, resident.device, (top_p, top_k)
     ids = [prompt_ids(tokenizer, kind, r.prompt) for r in requests]
-    longest = -(-max(map(len, ids)) // BUCKET) * BUCKET
+    longest = max(resident.longest.get(max_new_tokens, 0), -(-max(map(len, ids)) // BUCKET) * BUCKET)
+    resident.longest[max_new_tokens] = longest
     size = batch_size or BATCH
     if device.type == "cuda" and not batch_size:
         size = min(memory.answers_at_once(resident.model, longest + max_new_tokens), 2 ** math.ceil(math.log2(len(requests))))
@@ -178,19 +212,10 @@ def sample(
         rows, keys = [ids[i] for i in places], [requests[i].key for i in places]
         made = None
         if device.type == "cuda" and not resident.plain_sampling:
-            spare = size - len(rows)
-            inputs, mask = left_padded(tokenizer, rows + [rows[-1]] * spare, longest, device)
-            try:
-                decode = decoder(resident, size, longest, max_new_tokens, top_p, top_k)
-                made = decode(inputs, mask, keys + [keys[-1]] * spare, temperature, resident.is_base)[0].tolist()
-            except Exception as error:  # the recorded path is an optimisation: say so once and go on without it
-                why = str(error).splitlines()[0] if str(error) else type(error).__name__
-                log.warning("recorded sampling failed (%s); using the plain path", why)
-                resident.plain_sampling = True
-                resident.decoders.clear()
+            made = _recorded(resident, rows, keys, (size, longest, max_new_tokens), temperature, *how)
         if made is None:
             inputs, mask = left_padded(tokenizer, rows, max(map(len, rows)), device)
-            made = _generated(resident, inputs, mask, keys, max_new_tokens, temperature, top_p, top_k)
+            made = _generated(resident, inputs, mask, keys, max_new_tokens, temperature, *how)
         for i, tokens in zip(places, made, strict=False):
             end = next((n for n, token in enumerate(tokens) if token == tokenizer.eos_token_id), None)
             body = tokens if end is None else tokens[:end]

@@ -183,15 +183,21 @@ def execute(notebook: str, parameters: dict[str, Any], output: Path) -> float:
     return time.monotonic() - started
 
 
+def _known(study: Study, only: Sequence[str] | None) -> None:
+    unknown = sorted(set(only or ()) - {panel.name for panel in study.panels})
+    if unknown:
+        raise InputError(f"{paths.shown(study.path)}: no panel {unknown[0]!r}; panels: {', '.join(panel.name for panel in study.panels)}")
+
+
 def missing(study: Study) -> Study:
-    """The study without the chains that its committed tables hold, and without the panels that they hold whole."""
+    """The study without the chains that its committed tables hold to the last cycle asked for, and without the panels that they hold whole."""
     folder = paths.study_folder(study.name)
-    held = {manifest["chain"] for manifest in results.committed_manifests(folder)}
+    held = {manifest["chain"]: manifest["config"].get("last_cycle", 0) for manifest in results.committed_manifests(folder)}
     panels, chains = [], chains_of(study)
     for spec in study.panels:
-        ids = [config.chain_id for config in chains[spec.name]]
-        if not held.issuperset(ids):
-            panels.append(PanelSpec(spec.name, spec.notebook, {**spec.grid, "leave_out": sorted(held.intersection(ids))}))
+        done = [c.chain_id for c in chains[spec.name] if held.get(c.chain_id, -1) >= c.last_cycle]
+        if len(done) < len(chains[spec.name]):
+            panels.append(replace(spec, grid={**spec.grid, "leave_out": done}) if done else spec)
     return replace(study, panels=panels)
 
 
@@ -203,9 +209,7 @@ def run(study: Study, only: list[str] | None = None) -> None:
     for noisy in ("papermill.translators", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     counts = {name: len(configs) for name, configs in chains_of(study).items()}
-    unknown = sorted(set(only or ()) - set(counts))
-    if unknown:
-        raise InputError(f"{paths.shown(study.path)}: no panel {unknown[0]!r}; panels: {', '.join(counts)}")
+    _known(study, only)
     folder, times = paths.study_folder(study.name) / "executed", []
     for panel in study.panels:
         if not only or panel.name in only:
@@ -227,6 +231,7 @@ def run_packed(
     process. InputError names the panels that failed; the others are kept.
     """
     names = [panel.name for panel in study.panels if not only or panel.name in only]
+    _known(study, only)
     chains_of(study)
     with mps.shared_device(service) as clients:
         _pack(study, names, jobs, {**os.environ, **memory.environment_for(jobs, share), **clients}, extra)
@@ -323,7 +328,7 @@ def main() -> None:
             print(f"{name:32} {seconds:6.1f} s")
         return
     (study,) = studies
-    if args.verb == "run" and args.missing:
+    if args.verb == "run" and args.missing and not set(args.panel or ()) - {panel.name for panel in study.panels}:
         study = missing(study)
         unknown = sorted(set(args.panel or ()) - {panel.name for panel in study.panels})
         if unknown or not study.panels:

@@ -107,8 +107,9 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     gap = {"mean": 0.01, "max": 0.2}
     logprobs = dict(dtype="torch.bfloat16", fast_against_plain=gap, plain_cache_against_plain=gap, limit=gap, within_noise=True)
     scores = dict(answers=[512, 511], limit=0.01, p_value=0.4, same_distribution=True)
-    packed = {"jobs": 2, "chains_per_hour": 300.0, "window_seconds": 120}
-    result = made(correctness={"logprobs": logprobs, "scores": scores}, packing_2=packed)
+    packed = {"jobs": 2, "chains_per_hour": 300.0, "window_seconds": 120, "at_once": True}
+    turns = {**packed, "at_once": False}
+    result = made(correctness={"logprobs": logprobs, "scores": scores}, packing_2=packed, packing_2_turns=turns)
     result["parts"]["train_4b_unsloth_4_512"] = {"status": "failed", "seconds": 3.0, "error": "no [such] thing"}
     path = report.file_for("NVIDIA H100 80GB HBM3", False, date(2026, 11, 23))
     assert path.name == "nvidia-h100-80gb-hbm3-2026-11-23.json"
@@ -118,7 +119,8 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     for text in (
         "14.00",
-        "chains/hour, 2 at once",
+        "chains/hour, 2 processes at once",
+        "chains/hour, 2 processes in turns (asked",
         "within noise",
         "0.4",
         "train_4b_unsloth_4_512 failed: no [such] thing",

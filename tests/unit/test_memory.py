@@ -66,7 +66,7 @@ def test_every_packed_process_is_told_its_share(tmp_path, monkeypatch, results):
 
 
 def test_as_many_answers_as_memory_holds():
-    assert memory.answers_in(100.0, 20.0, 1.0) == 16  # 0.35 of 80 are 28
+    assert memory.answers_in(100.0, 20.0, 1.0) == 16  # 0.25 of 80 are 20
     assert memory.answers_in(1e12, 0.0, 1.0) == memory.MOST_ANSWERS
     assert memory.answers_in(10.0, 10.0, 1.0) == 0
 

@@ -40,7 +40,7 @@ def test_load_reads_runs_and_tables_alike(panel, results):
     assert len(runs) == 4 * 4 and runs["complete"].all() and sorted(runs["cycle"].unique()) == [-1, 0, 1, 2]
     texts = module.load_texts("s")
     paths = module.export("s")
-    assert [p.name for p in paths] == ["p.cycles.parquet", "p.texts.parquet"]
+    assert [p.name for p in paths] == ["p.texts.parquet", "p.cycles.parquet"]
     before = {p: p.read_bytes() for p in paths}
     with pytest.raises(InputError, match="do not hold already"):
         module.export("s")
@@ -63,7 +63,7 @@ def test_chains_that_come_later_go_to_a_table_of_their_own(panel, results):
     (results / "later").rename(runs[0])
     with pytest.raises(InputError, match="no complete chain"):
         module.export("s", panels=["q"])
-    assert [p.name for p in module.export("s", panels=["p"])] == ["p.2.cycles.parquet", "p.2.texts.parquet"]
+    assert [p.name for p in module.export("s", panels=["p"])] == ["p.2.texts.parquet", "p.2.cycles.parquet"]
     tables = module.load("s", committed=True)
     assert len(tables) == 4 * 4 and len(module.committed_manifests(results / "s")) == 4
     kept = module.load_texts("s", committed=True).groupby("chain")["answer"].count()
@@ -79,6 +79,10 @@ def test_what_the_tables_hold_is_left_out_of_a_run_that_asks_for_the_rest(panel,
         yaml.safe_dump({"study": "s", "panels": {"p": {**grid, "seed": [0, 1]}, "q": {**grid, "seed": [1, 2]}, "r": {**grid, "seed": [0]}}})
     )
     module.export("s")
+    longer = yaml.safe_load(path.read_text())
+    longer["panels"]["p"]["last_cycle"] = small["last_cycle"] + 1
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(longer))
+    assert [spec.name for spec in study.missing(study.read(str(tmp_path / "longer.yaml"))).panels] == ["p", "q"]
     left = study.missing(study.read(str(path)))
     chains = study.chains_of(left)
     assert {name: [c.seed for c in configs] for name, configs in chains.items()} == {"q": [2, 2]}
@@ -216,7 +220,9 @@ def test_arm_difference_pairs_seeds():
     both = pd.concat([rows, mixed])
     assert set(analysis.arm(both)) == {"continual", "reinit", "continual, mix base 0.5"}
     assert set(analysis.arm_difference(both)["minus"]) == {"reinit", "continual, mix base 0.5"}
-    faster = rows[rows["seed"] == 0].assign(lr=1e-3)  # a setting with one seed is not drawn beside one with three, that of another regime is
+    faster = rows[rows["seed"] == 0].assign(
+        lr=1e-3
+    )  # a setting with one seed is not drawn beside one with three, that of another regime is
     other = rows[rows["seed"] == 0].assign(regime="sft")
     kept = analysis.most_seeds(pd.concat([rows, faster, other]))
     assert len(kept) == len(rows) + len(other) and set(kept["lr"]) == {1e-5}

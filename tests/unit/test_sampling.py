@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from selftrain import decoding
+from selftrain.errors import InputError
 from selftrain.sampling import KeyedSampling, Request, _generated, decoder, hashed_exponentials, left_padded, nll, sample
 
 
@@ -85,6 +86,53 @@ def test_the_decoders_steps_draw_what_generate_draws(tiny, base, options):
     assert {c._attn_implementation for c in (tiny.model.config, tiny.model.get_base_model().config)} == {"sdpa"}
 
 
+def test_a_call_that_held_a_nan_is_forgotten_by_the_next(tiny):
+    tiny.fresh(0)
+    ids, mask = left_padded(tiny.tokenizer, [[7, 8, 9], [5] * 11], 16, tiny.device)
+    decode = decoder(tiny, 2, 16, 8)
+    expected, _ = decode(ids, mask, [1, 2], 0.9)
+    with torch.no_grad():
+        for name, p in tiny.tensors().items():
+            p.fill_(float("nan") if "lora_B" in name else 1.0)
+    assert decode(ids, mask, [1, 2], 0.9)[1].isnan().all()
+    tiny.fresh(0)
+    again, logps = decode(ids, mask, [1, 2], 0.9)
+    assert torch.equal(again, expected) and logps.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("errors", "made", "left", "said"),
+    [
+        ([None], True, {"older", "recorded"}, []),
+        ([torch.OutOfMemoryError("full"), None], True, {"recorded"}, []),  # with all other shapes forgotten it fits
+        ([torch.OutOfMemoryError("full")] * 2, False, set(), ["full"]),
+        ([InputError("a window")], False, {"older"}, ["a window"]),
+        ([RuntimeError("capture\nat length")], False, set(), ["capture"]),
+    ],
+)
+def test_what_cannot_be_recorded_is_left_to_the_plain_path(tiny, monkeypatch, caplog, errors, made, left, said):
+    from selftrain import sampling
+
+    waiting = [*errors]
+
+    def decode(resident, *shape):
+        if error := waiting.pop(0):
+            raise error
+        resident.decoders["recorded"] = True
+        return lambda ids, mask, keys, *how: (torch.tensor(keys)[:, None], None)
+
+    monkeypatch.setattr(sampling, "decoder", decode)
+    monkeypatch.setattr(tiny, "decoders", {"older": True})
+    monkeypatch.setattr(tiny, "unrecorded", set())
+    monkeypatch.setattr(tiny, "plain_sampling", False)
+    arguments = tiny, [[7, 8]], [5], (2, 16, 4), 0.9, 1.0, 0
+    assert sampling._recorded(*arguments) == ([[5], [5]] if made else None) and not waiting
+    assert set(tiny.decoders) == left and tiny.plain_sampling is (said == ["capture"])
+    waiting[:] = errors
+    sampling._recorded(*arguments)
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == said  # once a reason
+
+
 def test_what_cannot_be_recorded_says_why(tiny):
     class Config:
         layer_types, sliding_window = ["sliding_attention", "full_attention"], 24
@@ -93,8 +141,16 @@ def test_what_cannot_be_recorded_says_why(tiny):
     model = torch.nn.Module()
     model.config = type("C", (), {"get_text_config": lambda self: Config})()
     assert decoding.unfit(model, 24) is None and "window of 24" in decoding.unfit(model, 25)
+    Config.layer_types = None  # Mistral's way of saying that every layer slides
+    assert decoding.unfit(model, 24) is None and "window of 24" in decoding.unfit(model, 25)
     Config.layer_types = ["linear_attention"]
     assert "linear_attention" in decoding.unfit(model, 8)
+    Config._attn_implementation = "eager"
+    assert "eager" in decoding.unfit(model, 8)
+    with pytest.raises(InputError, match="single token"):
+        decoding.Decoder(tiny.model, 1, 1, 4, None, [0])
+    with pytest.raises(InputError, match="s_aux"):
+        decoding.grouped_attention(None, torch.zeros(1, 2, 1, 4), None, None, None, s_aux=torch.zeros(2))
 
 
 def test_few_decoders_are_kept_and_the_one_used_last_is_among_them(tiny):

@@ -71,9 +71,14 @@ def ratio(result: dict[str, Any], key: str, more: bool) -> float | None:
 
 
 def chains_per_hour(result: dict[str, Any]) -> dict[str, float]:
-    """By number of processes at once, and how they share the device."""
-    found = [r for name in result["parts"] if name.startswith("packing_") and (r := done(result, name))]
-    return {f"{r['jobs']} at once" + (", in turns" if r["jobs"] > 1 and not r.get("at_once") else ""): r["chains_per_hour"] for r in found}
+    """By part: number of processes, and whether NVIDIA's service lets their kernels run at once or they take turns."""
+    found = {}
+    for name in result["parts"]:
+        if name.startswith("packing_") and (r := done(result, name)):
+            how = "" if r["jobs"] == 1 else " at once" if r.get("at_once") else " in turns"
+            again = " (asked for)" if name.endswith("_turns") else ""
+            found[f"{r['jobs']} process{'es' if r['jobs'] > 1 else ''}{how}{again}"] = r["chains_per_hour"]
+    return found
 
 
 def pairs_of_trainers(result: dict[str, Any]) -> list[tuple[str, dict, dict]]:
