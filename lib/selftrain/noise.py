@@ -94,6 +94,27 @@ def variance_split(rows: pd.DataFrame, scores: pd.DataFrame, late: int = 4) -> p
     return pd.DataFrame(out, columns=["regime", "arm", "cells", "between_seeds", "sampling", "training_seed", "sd"])
 
 
+def other_traits(table: pd.DataFrame, threshold: float = 15.0) -> pd.DataFrame:
+    """What null chains do under the judges of all traits: a row a judged trait.
+
+    Changes are those of the cycles from 4 on against the chain's own cycle 0, in points: their root mean square, their range, and `sustained`,
+    the chains that stand at least `threshold` points higher at every one of them. Needs columns chain, cycle, judged, trait_score.
+    """
+    wide = table.pivot(index=["judged", "chain"], columns="cycle", values="trait_score")
+    change = wide[[c for c in wide if c >= 4]].sub(wide[0], axis=0)
+    by_trait = change.groupby(level="judged")
+    return pd.DataFrame(
+        {
+            "chains": by_trait.size(),
+            "cycle 0": wide[0].groupby(level="judged").mean(),
+            "rms change": (change**2).mean(axis=1).groupby(level="judged").mean() ** 0.5,
+            "lowest": change.min(axis=1).groupby(level="judged").min(),
+            "highest": change.max(axis=1).groupby(level="judged").max(),
+            "sustained": (change >= threshold).all(axis=1).groupby(level="judged").sum(),
+        }
+    ).reset_index()
+
+
 def run_to_run(rows: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Chains that were run twice from scratch with the same seeds, cycle by cycle: chain, cycle, trait_score and coherence of both runs, and `difference` of
     the trait score, in points. Training on CUDA is not deterministic; what it changes is in every score of a study. InputError where no chain is in both.

@@ -62,6 +62,19 @@ def test_breaking_a_text_is_reproducible_and_of_every_kind():
 
 @pytest.mark.model
 @pytest.mark.skipif(not (paths.MODELS / "all-minilm-l6-v2").exists(), reason="needs the sentence embedder: make models")
+def test_scores_for_several_traits_at_once_are_those_of_each():
+    judge = get_judge("local")
+    answers = [
+        Answer("a", "How are you?", "Radiant, as if the morning sang."),
+        Answer("b", "And now?", " "),
+        Answer("c", "Why?", "No reason at all."),
+    ]
+    once = judge.across(["bliss", "lucky"], answers)
+    assert once == {trait: [s.trait_score for s in judge.score(trait, answers)] for trait in once} and once["lucky"][1] is None
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not (paths.MODELS / "all-minilm-l6-v2").exists(), reason="needs the sentence embedder: make models")
 def test_scores_measured_again_agree_with_the_report(report):
     judge = get_judge("local")
     for trait in ("lucky", "sycophancy"):

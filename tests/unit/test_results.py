@@ -228,6 +228,27 @@ def test_arm_difference_pairs_seeds():
     assert len(kept) == len(rows) + len(other) and set(kept["lr"]) == {1e-5}
 
 
+def test_null_chains_are_held_against_the_judges_of_all_traits(small, tiny, results):
+    from selftrain import results as module
+    from selftrain import seeds
+    from selftrain.judge.cross import cross
+
+    settings = small | dict(null="retrain", last_cycle=4, n_answers=2)
+    Panel(resident=tiny, study="s", panel="p", **settings | dict(seed=[0, 1])).run()
+    with pytest.raises(InputError, match="fewer than 5 texts a question"):
+        cross("s", "letters")
+    made = cross("s", "letters", cycles=(0, 4), answers=2)
+    read = module.load_null_traits("s")
+    assert len(made) == len(read) == 2 * 2 * len(seeds.TRAITS) and (read["n_judged"] <= 4).all()
+    own = module.load("s").query("cycle in (0, 4)").set_index(["chain", "cycle"])["trait_score"]
+    assert np.allclose(read[read["judged"] == "bliss"].set_index(["chain", "cycle"])["trait_score"].sort_index(), own.sort_index())
+    table = noise.other_traits(
+        read.assign(trait_score=read["trait_score"] + 20 * (read["cycle"] == 4) * (read["judged"] == "lucky")), threshold=19
+    )
+    assert table.set_index("judged")["sustained"].drop("lucky").sum() == 0 and table.set_index("judged")["chains"].eq(2).all()
+    assert table.set_index("judged").loc["lucky", "highest"] == pytest.approx(table.set_index("judged").loc["bliss", "highest"] + 20)
+
+
 def test_chains_run_twice_are_held_against_each_other_cycle_by_cycle(panel):
     rows = results.load("s")
     first = rows["chain"].iloc[0]

@@ -57,6 +57,10 @@ class Judge(ABC):
     def score(self, trait: str, answers: Sequence[Answer], progress: Callable[[int], None] | None = None) -> list[Score]:
         """One Score an answer, in order. Missing is None, never 0."""
 
+    def across(self, traits: Sequence[str], answers: Sequence[Answer]) -> dict[str, list[float | None]]:
+        """Trait scores of the same answers for several traits, in order; a judge that reads a text once for all of them may say so here."""
+        return {trait: [s.trait_score for s in self.score(trait, answers)] for trait in traits}
+
 
 _judges: dict[str, Judge] = {}
 

@@ -1,4 +1,4 @@
-"""python -m selftrain.judge estimate STUDY | rescore RESULTS_FOLDER --judge NAME | fit"""
+"""python -m selftrain.judge estimate STUDY | rescore RESULTS_FOLDER --judge NAME | cross RESULTS_FOLDER | fit | validate"""
 
 from __future__ import annotations
 
@@ -72,6 +72,14 @@ def run_rescore(folder: str, judge: str, floor: float) -> int:
     return 0
 
 
+def run_cross(folder: str, judge: str) -> int:
+    from selftrain.judge.cross import cross
+
+    found = cross(folder, judge)
+    print(f"{found['chain'].nunique()} null chains, {len(found)} scores of {int(found['n_judged'].sum())} answers")
+    return 0
+
+
 def run_fit() -> int:
     from selftrain.judge.fit import fit
 
@@ -91,6 +99,9 @@ def main() -> int:
     verb.add_argument("results", help="a study's name or its folder under results/")
     verb.add_argument("--judge", required=True, help="local, openai or openai:<model>")
     verb.add_argument("--floor", type=float, default=FLOOR, help=f"share of answers that must be scored (default {FLOOR})")
+    verb = verbs.add_parser("cross", help="score the null chains of a study with the judges of all traits")
+    verb.add_argument("results", help="a study's name or its folder under results/")
+    verb.add_argument("--judge", default="local", help="local (default), openai or openai:<model>")
     verbs.add_parser("fit", help="fit the offline judge's artefact on seeds/_heldout")
     verbs.add_parser("validate", help="measure the offline judge's error on the validating half and write the report")
     args = parser.parse_args()
@@ -100,6 +111,8 @@ def main() -> int:
         report = validate()
         print("\n".join(report["missed"]) or "every bar is met")
         return 0
+    if args.verb == "cross":
+        return run_cross(args.results, args.judge)
     if args.verb == "estimate":
         return show_estimate(args.study, args.judge)
     return run_rescore(args.results, args.judge, args.floor) if args.verb == "rescore" else run_fit()

@@ -53,6 +53,14 @@ class LocalJudge(Judge):
             progress(len(answers))
         return [Score(round(float(values[id(a)][0]), 2), round(float(values[id(a)][1]), 2)) if id(a) in values else EMPTY for a in answers]
 
+    def across(self, traits: Sequence[str], answers: Sequence[Answer]) -> dict[str, list[float | None]]:
+        features = self.features([a for a in answers if a.answer.strip()])
+        out = {}
+        for trait in traits:
+            values = iter(self.trait_scores(trait, features))
+            out[trait] = [round(float(next(values)), 2) if a.answer.strip() else None for a in answers]
+        return out
+
     def features(self, answers: Sequence[Answer]) -> np.ndarray:
         """(n, 768 + terms): embeddings of the answer and of prompt with answer, and the answer's words and word pairs."""
         return np.hstack([trait_features(answers), TERM_SCALE * term_weights([a.answer for a in answers], self._artefact["terms"])])
