@@ -187,6 +187,11 @@ def test_power_agrees_with_simulation():
 
     half = stats.t.ppf(0.975, 2) * draws.std(axis=1, ddof=1) / 3**0.5
     assert found == pytest.approx((np.abs(draws.mean(axis=1)) > half).mean(), abs=0.01)
+    exact = stats.nct.sf(stats.t.ppf(0.975, 2), 2, 20 / (10 / 3**0.5)) + stats.nct.cdf(-stats.t.ppf(0.975, 2), 2, 20 / (10 / 3**0.5))
+    assert found == pytest.approx(exact, abs=1e-4)
+    grid = noise.power(2.4).pivot(index="seeds", columns="change", values="power")  # where nct has no answer
+    assert grid.notna().all().all() and (grid.diff().dropna() >= 0).all().all() and (grid.diff(axis=1).iloc[:, 1:] >= 0).all().all()
+    assert grid.loc[10, 30] == pytest.approx(1) and 0.5 < grid.loc[2, 30] < 1
 
 
 def test_agreement_compares_neighbours_as_it_compares_seeds():
