@@ -28,7 +28,7 @@ def laptop() -> str:
     ]
     last = int(changes["last_cycle"].max())
     head = ["trait", "regime", "", "base", "cycle 0", f"cycle {last}", "change", "verdict", "coherence"]
-    return _table(head, rows) + "\n\nOffline judge, one training seed: an example, not a finding. Bands are 95 % intervals over questions."
+    return _table(head, rows) + "\n\nOffline judge, one training seed: an example, not a finding."
 
 
 def _pooled(notebook: str) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
