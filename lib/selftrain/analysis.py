@@ -7,6 +7,7 @@ import json
 import pandas as pd
 from scipy import stats
 
+from selftrain.config import PRESETS
 from selftrain.errors import InputError
 
 SETTINGS = [
@@ -28,6 +29,7 @@ SETTINGS = [
 # What makes two chains comparable but for their arm and training seed; with `seed`, what makes them a pair.
 CELL = ["trait", "regime", "model", "cycle0", "n_seed", "n_sampled", "beta", "lr"]
 PAIRING = [*CELL, "seed"]
+TEMPERATURE = PRESETS["small"]["sft"]["temperature"]  # of the answers that are trained on, in every preset; another one is an ablation
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -74,6 +76,8 @@ def _ablation(row: dict) -> str:
         said.append(f"{row['match_steps']:g} steps a cycle")
     if row.get("init") == "continual" and row.get("reference") == "base":
         said.append("reference base")
+    if given("temperature") and row["temperature"] != TEMPERATURE:
+        said.append(f"temperature {row['temperature']:g}")
     return ", ".join(said)
 
 
@@ -81,7 +85,7 @@ def arm(rows: pd.DataFrame) -> pd.Series:
     """Which arm of the comparison each row belongs to: continual, reinit, dose-matched reinit, a null, each with its ablations named."""
     names = rows["init"].where(~rows["dose_matched"].fillna(False).astype(bool), "dose-matched " + rows["init"])
     names = names.where(rows["null"] == "none", rows["null"] + " null")
-    keys = [k for k in ("mix", "restart_at", "coherence_filter", "match_steps", "reference") if k in rows]
+    keys = [k for k in ("mix", "restart_at", "coherence_filter", "match_steps", "reference", "temperature") if k in rows]
     if not keys:
         return names
     said = [_ablation(row) for row in rows[["init", *keys]].to_dict("records")]
