@@ -1,7 +1,8 @@
 """Decoding of a fixed batch: prefill, then one step recorded as a CUDA graph and replayed for every token.
 
 On a host where launching a kernel costs more than running it, a step of a small model is thousands of launches; a replayed graph is one.
-Nothing is traced or specialised to weights: the adapter may change in place between replays. On a CPU the same steps run unrecorded.
+Weights are read at every replay, so the adapter may change in place; only small modules are compiled, while a step is recorded.
+On a CPU the same steps run unrecorded.
 """
 
 from __future__ import annotations

@@ -255,16 +255,14 @@ def committed_manifests(study: Path) -> list[dict]:
     return found
 
 
-def tables(folder: str | Path) -> Path:
-    """The folder of a study's committed tables, made if it is not there."""
-    path = _study(folder) / "tables"
-    path.mkdir(exist_ok=True)
-    return path
+def null_traits_file(folder: str | Path) -> Path:
+    """Where a study keeps its null chains' scores under the judges of all traits."""
+    return _study(folder) / "tables" / "null_traits.parquet"
 
 
 def load_null_traits(folder: str | Path) -> pd.DataFrame:
     """Null chains under the judges of all traits (judge/cross.py): chain, cycle, judged, trait_score, n_judged; empty where none were judged so."""
-    path = _study(folder) / "tables" / "null_traits.parquet"
+    path = null_traits_file(folder)
     return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=["chain", "cycle", "judged", "trait_score", "n_judged"])
 
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 BATCH = 32  # answers at once on a CPU; on CUDA as many as memory holds (memory.answers_at_once)
 BUCKET = 32  # prompt lengths are padded to a multiple of this where shapes must not change
 LOGIT_BYTES = 2**30  # of bfloat16 logits that a likelihood pass may hold
+GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}  # generate without any distribution of its own
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,7 @@ def _generated(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=new_tokens,
-        do_sample=False,
-        top_k=None,
-        top_p=None,
-        temperature=None,
+        **GREEDY,
         eos_token_id=[resident.tokenizer.eos_token_id],
         pad_token_id=resident.tokenizer.pad_token_id,
         use_cache=True,
@@ -160,14 +158,14 @@ def _recorded(
             made, _ = decoder(resident, *shape, *how)(ids, mask, keys + [keys[-1]] * spare, temperature, resident.is_base)
             return made.tolist()
         except (InputError, torch.OutOfMemoryError) as error:
-            why, fits = str(error).splitlines()[0], not isinstance(error, torch.OutOfMemoryError)
+            why, full = str(error).splitlines()[0], isinstance(error, torch.OutOfMemoryError)
         except Exception as error:  # recording is an optimisation: go on without it
-            why, fits, resident.plain_sampling = (str(error).splitlines() or [type(error).__name__])[0], True, True
-        if fits or attempt == 2:
+            why, full, resident.plain_sampling = (str(error).splitlines() or [type(error).__name__])[0], False, True
+        if not full or attempt == 2:
             break
         resident.decoders.clear()
         torch.cuda.empty_cache()
-    if not fits or resident.plain_sampling:
+    if full or resident.plain_sampling:
         resident.decoders.clear()
         if resident.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -12,7 +12,7 @@ from selftrain.bench import baseline, ours
 from selftrain.bench.sizes import Sizes, items, prompts
 from selftrain.formats import prompt_ids, training_row
 from selftrain.resident import Resident
-from selftrain.sampling import BUCKET, decoder, left_padded
+from selftrain.sampling import BUCKET, GREEDY, decoder, left_padded
 from selftrain.training import train
 
 # Absolute difference of one token's log-prob, (mean, max), that rounding alone explains. bfloat16 keeps 8 bits: logits near 16 are
@@ -45,10 +45,7 @@ def generated(resident: Resident, texts: list[str], tokens: int) -> tuple[torch.
             attention_mask=mask,
             max_new_tokens=tokens,
             min_new_tokens=tokens,
-            do_sample=False,
-            top_k=None,
-            top_p=None,
-            temperature=None,
+            **GREEDY,
             pad_token_id=resident.tokenizer.pad_token_id,
             output_logits=True,
             return_dict_in_generate=True,

@@ -75,6 +75,7 @@ def run_rescore(folder: str, judge: str, floor: float) -> int:
 def run_cross(folder: str, judge: str) -> int:
     from selftrain.judge.cross import cross
 
+    print(f"judging the null chains of {folder} on every trait", flush=True)
     found = cross(folder, judge)
     print(f"{found['chain'].nunique()} null chains, {len(found)} scores of {int(found['n_judged'].sum())} answers")
     return 0

@@ -14,7 +14,6 @@ from selftrain.judge import Answer, get_judge
 
 CYCLES = (0, 4, 5, 6)
 ANSWERS = 5  # answers a question
-FILE = "null_traits.parquet"  # in a study's tables/
 
 
 def picked(texts: pd.DataFrame, cycles: Sequence[int] = CYCLES, answers: int = ANSWERS) -> pd.DataFrame:
@@ -50,7 +49,8 @@ def cross(folder: str | Path, judge_name: str = "local", cycles: Sequence[int] =
         found = by_question.groupby(["chain", "cycle"], as_index=False).agg(trait_score=("mean", "mean"), n_judged=("count", "sum"))
         out.append(found.assign(judged=trait, judge=judge.name, judge_hash=judge.hash(trait)))
     table = pd.concat(out, ignore_index=True)
-    path = results.tables(folder) / FILE
+    path = results.null_traits_file(folder)
+    path.parent.mkdir(exist_ok=True)
     table.to_parquet(path.with_suffix(".new"), compression="zstd")
     os.replace(path.with_suffix(".new"), path)
     return table
