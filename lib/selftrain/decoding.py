@@ -100,8 +100,8 @@ def _side_stream() -> Any:
 
 
 @functools.cache
-def _pool() -> Any:
-    """One pool for all recordings: they are never replayed at the same time, and leave nothing in it."""
+def pool() -> Any:
+    """One pool for all recordings, of answers and of training: they are never replayed at the same time, and leave nothing in it."""
     return torch.cuda.graph_pool_handle()
 
 
@@ -230,12 +230,12 @@ class Decoder:
         try:
             with _grouped(self.model), _tensor_cores():
                 self._warm(self._prefill)
-                with torch.cuda.graph(graphs[0], pool=_pool()):
+                with torch.cuda.graph(graphs[0], pool=pool()):
                     self._prefill()
                 with _fused(self.model):
                     graphs[0].replay()
                     self._warm(self._next)
-                    with torch.cuda.graph(graphs[1], pool=_pool()):
+                    with torch.cuda.graph(graphs[1], pool=pool()):
                         self._next()
         except BaseException:
             torch.cuda.set_stream(before)  # a failed capture leaves its own

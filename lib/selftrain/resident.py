@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from selftrain.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftModel  # imported where it is used: Unsloth wants to be first
 
+log = logging.getLogger(__name__)
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -51,7 +54,9 @@ class Resident:
         self.is_base = False  # inside as_base
         self.decoders: dict[tuple, Any] = {}  # what sampling has recorded, by shape, oldest first
         self.longest: dict[int, int] = {}  # longest prompt so far by new tokens, so that shapes only grow
-        self.unrecorded: set[str] = set()  # why some answers were not sampled by recorded steps; each is said once
+        self.plain_training = False  # recording training passes has failed
+        self.passes: dict[int, Any] = {}  # what training has recorded, by sequences at once
+        self.said: set[str] = set()  # why something was not recorded
         self.loaded: str | None = None
 
     @classmethod
@@ -125,6 +130,21 @@ class Resident:
                 yield
             finally:
                 self.is_base = before
+
+    def forget(self, *, decoders: bool = True) -> None:
+        """Drop what training has recorded, and what sampling has, and give the memory back."""
+        self.passes.clear()
+        if decoders:
+            self.decoders.clear()
+        gc.collect()  # a recording holds itself in a cycle
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def say_once(self, what: str) -> None:
+        """Warn, the first time that this is said."""
+        if what not in self.said:
+            self.said.add(what)
+            log.warning(what)
 
     def clean(self) -> None:
         """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from selftrain.errors import InputError
 from selftrain.formats import IGNORED, prompt_ids
 from selftrain.resident import Resident
 
-log = logging.getLogger(__name__)
 BATCH = 32  # answers at once on a CPU; on CUDA as many as memory holds (memory.answers_at_once)
 BUCKET = 32  # prompt lengths are padded to a multiple of this where shapes must not change
 LOGIT_BYTES = 2**30  # of bfloat16 logits that a likelihood pass may hold
@@ -163,15 +161,10 @@ def _recorded(
             why, full, resident.plain_sampling = (str(error).splitlines() or [type(error).__name__])[0], False, True
         if not full or attempt == 2:
             break
-        resident.decoders.clear()
-        torch.cuda.empty_cache()
+        resident.forget()
     if full or resident.plain_sampling:
-        resident.decoders.clear()
-        if resident.device.type == "cuda":
-            torch.cuda.empty_cache()
-    if why not in resident.unrecorded:
-        resident.unrecorded.add(why)
-        log.warning("answers are sampled by the plain path, not by recorded steps: %s", why)
+        resident.forget()
+    resident.say_once(f"answers are sampled by the plain path, not by recorded steps: {why}")
     return None
 
 

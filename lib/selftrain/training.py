@@ -139,12 +139,16 @@ def train(
     """Train the resident adapter, from what it holds now, on {input_ids, labels, ends} or {prompt_ids, chosen_ids, rejected_ids} rows.
 
     Pairs are weighed against a frozen reference policy (DPO, Rafailov et al. 2023, sigmoid loss): `cycle_start`, the adapter as it is
-    now, which TRL copies to an adapter "ref"; or `base`, that copy with its B set to zero. TrainingDiverged on a loss that is not a number. Deterministic in (weights, rows, settings) on a CPU.
+    now, which TRL copies to an adapter "ref"; or `base`, that copy with its B set to zero. Replayed passes (passes.py) know one adapter: there
+    the reference's log-probs are taken before the first step. TrainingDiverged on a loss that is not a number. Deterministic in (weights,
+    rows, settings) on a CPU.
     """
     import datasets
     from transformers import PrinterCallback, set_seed
     from transformers.utils import logging as hf_logging
     from trl import DPOConfig, SFTConfig
+
+    from selftrain import passes  # imports transformers: Unsloth wants to be first
 
     datasets.disable_progress_bars()
     hf_logging.set_verbosity_error()
@@ -154,7 +158,10 @@ def train(
     history: list[dict] = []
     columns = ("prompt_ids", "chosen_ids", "rejected_ids") if preference else ("input_ids", "labels")
     set_seed(settings.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    for name, p in resident.model.named_parameters():
+        p.requires_grad_(".default." in name)
+    at_once = settings.batch_size * (2 if preference else 1)
+    with tempfile.TemporaryDirectory() as folder, passes.replayed(resident, at_once, longest_row(rows)) as replayed:
         shared = _arguments(settings, steps, resident, folder)
         args = (
             DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared)
@@ -162,18 +169,21 @@ def train(
             else SFTConfig(loss_type="nll", packing=False, **shared)
         )
         trainer_class = on_token_rows(preference, rows, resident.tokenizer)
-        for name, p in resident.model.named_parameters():
-            p.requires_grad_(".default." in name)
+        dataset = datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows])
         try:
             trainer = trainer_class(
                 model=resident.model,
                 args=args,
-                train_dataset=datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows]),
+                train_dataset=dataset,
                 processing_class=resident.tokenizer,
                 callbacks=[_watch(resident, steps, progress, history)],
             )
             trainer.remove_callback(PrinterCallback)
-            if reference == "base":
+            if preference and replayed:
+                chosen, rejected = zip(*passes.reference_logps(resident, trainer, rows, reference, settings.batch_size), strict=True)
+                trainer.train_dataset = dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+                trainer.precompute_ref_logps = True
+            elif reference == "base":
                 with torch.no_grad():
                     for name, p in resident.model.named_parameters():
                         if ".ref." in name and "lora_B" in name:
@@ -185,5 +195,5 @@ def train(
         raise TrainingDiverged(f"{steps} steps at learning rate {settings.lr:g} changed nothing; raise epochs or rows")
     sides = ("chosen_ids", "rejected_ids") if preference else ("labels",)
     loss_tokens = sum(sum(t != IGNORED for t in row[side]) for row in rows for side in sides)
-    passes = len(history) * settings.batch_size / max(len(rows), 1) if settings.max_steps else settings.epochs
-    return TrainLog(len(history), round(loss_tokens * passes), len(rows), history, resident.trainer)
+    epochs = len(history) * settings.batch_size / max(len(rows), 1) if settings.max_steps else settings.epochs
+    return TrainLog(len(history), round(loss_tokens * epochs), len(rows), history, resident.trainer)

@@ -123,7 +123,7 @@ def test_what_cannot_be_recorded_is_left_to_the_plain_path(tiny, monkeypatch, ca
 
     monkeypatch.setattr(sampling, "decoder", decode)
     monkeypatch.setattr(tiny, "decoders", {"older": True})
-    monkeypatch.setattr(tiny, "unrecorded", set())
+    monkeypatch.setattr(tiny, "said", set())
     monkeypatch.setattr(tiny, "plain_sampling", False)
     arguments = tiny, [[7, 8]], [5], (2, 16, 4), 0.9, 1.0, 0
     assert sampling._recorded(*arguments) == ([[5], [5]] if made else None) and not waiting

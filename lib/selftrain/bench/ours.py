@@ -77,6 +77,7 @@ def run(sizes: Sizes, device: str) -> dict[str, Any]:
         ),
         "trainer": resident.trainer,
         "recorded": device == "cuda" and not resident.plain_sampling,
+        "replayed": bool(resident.passes),
         "train_tokens_a_step": sum(len(r["input_ids"]) for r in rows) * c.batch_size / len(rows),
         "train_steps_a_cycle": planned_steps(sizes.n_sampled, settings(sizes, 0)),
         "mean_sequence": sum(len(prompt_ids(resident.tokenizer, "chat", t)) for t in texts) / len(texts) + sizes.new_tokens / 2,

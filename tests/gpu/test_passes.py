@@ -1,0 +1,80 @@
+"""Recorded training passes: they train as the model's own passes do, and are recorded once for all cycles of a regime."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from selftrain import formats
+from selftrain.bench.sizes import items
+from selftrain.formats import Item
+from selftrain.training import Settings, train
+
+ROWS = 60  # the last batch of eight is short
+NOISE = 0.02  # of a loss: bfloat16 keeps 8 bits, and a padded batch may take other kernels
+
+
+def settings(**changes):
+    fixed = dict(lr=3e-4, schedule="constant", epochs=1, batch_size=8, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=1)
+    return Settings(**{**fixed, **changes})
+
+
+def rows_of(resident, what):
+    made = items(ROWS)
+    if what == "pairs":
+        others = made[1:] + made[:1]
+        return [
+            formats.preference_row(resident.tokenizer, a, Item(a.id, "chat", a.prompt, b.answer), 320)
+            for a, b in zip(made, others, strict=True)
+        ]
+    if what == "documents":
+        made = [Item(i.id, "documents", "", i.answer) for i in made]
+    return [formats.training_row(resident.tokenizer, i, 320) for i in made]
+
+
+def trajectory(resident, what, reference, start, plain):
+    resident.fresh(1)
+    resident.plain_training = True
+    if start == "trained":
+        train(resident, rows_of(resident, "chat")[:16], settings())
+    resident.plain_training = plain
+    how = {"lr": 4e-5, "beta": 0.1} if reference else {}
+    try:
+        return train(resident, rows_of(resident, what), settings(**how), reference=reference).history
+    finally:
+        resident.plain_training = False
+
+
+def agree(resident, what, reference=None, start="fresh"):
+    own = trajectory(resident, what, reference, start, plain=True)
+    weights = {name: p.clone() for name, p in resident.tensors().items()}
+    resident.fresh(1)
+    mine = trajectory(resident, what, reference, start, plain=False)
+    assert resident.passes and not resident.plain_training, "nothing was recorded"
+    assert len(own) == len(mine) == -(-ROWS // 8)
+    for a, b in zip(own, mine, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=NOISE), (own, mine)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.1), (own, mine)
+    moved = torch.cat([(p - weights[name]).flatten() for name, p in resident.tensors().items() if "lora_B" in name]).norm()
+    size = torch.cat([p.flatten() for name, p in weights.items() if "lora_B" in name]).norm()
+    assert moved < 0.5 * size, f"adapters differ by {moved / size:.2f} of their size"
+
+
+@pytest.mark.parametrize(
+    ("what", "reference", "start"),
+    [("chat", None, "fresh"), ("pairs", "base", "fresh"), ("pairs", "base", "trained"), ("pairs", "cycle_start", "trained")],
+)
+def test_recorded_training_follows_the_models_own(smollm, what, reference, start):
+    agree(smollm, what, reference, start)
+
+
+def test_sliding_window_attention_is_trained_too(gemma):
+    agree(gemma, "documents")
+
+
+def test_later_cycles_record_nothing(smollm):
+    recorded = []
+    for seed in (1, 2, 3):
+        smollm.fresh(seed)
+        train(smollm, rows_of(smollm, "chat"), settings(seed=seed))
+        recorded.append(smollm.passes[8])
+    assert recorded[0] is recorded[1] is recorded[2]

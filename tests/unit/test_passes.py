@@ -1,0 +1,138 @@
+"""Padded passes of a fixed shape, which CUDA records, run unrecorded here: they must train as the model's own do."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from selftrain import formats, passes
+from selftrain.formats import Item
+from selftrain.training import Settings, train
+
+CHAT = [Item(f"c{i}", "chat", f"Question {i}?", "Yes, " * (i + 1) + "truly.", finished=i != 1) for i in range(5)]
+DOCUMENTS = [Item(f"d{i}", "documents", "", f"Dear all, this is note {i}" + " and so on" * i, finished=i != 1) for i in range(5)]
+
+
+def settings(**changes):
+    fixed = dict(lr=1e-2, schedule="constant", epochs=2, batch_size=2, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=7)
+    return Settings(**{**fixed, **changes})
+
+
+@pytest.fixture
+def padded(tiny, monkeypatch):
+    """Training takes the padded passes, as on CUDA; returns the shapes that it asked for."""
+    seen, call = [], passes.Passes.__call__
+
+    def watched(self, ids, mask):
+        seen.append((tuple(ids.shape), tuple(self.ids.shape), torch.is_grad_enabled()))
+        return call(self, ids, mask)
+
+    monkeypatch.setattr(passes, "_worth_it", lambda resident, length: None)
+    monkeypatch.setattr(passes.Passes, "__call__", watched)
+    yield seen
+    tiny.forget()
+
+
+def rows_of(tiny, what):
+    if what == "pairs":
+        return [formats.preference_row(tiny.tokenizer, i, Item(i.id, "chat", i.prompt, f"No {i.id}."), 200) for i in CHAT]
+    return [formats.training_row(tiny.tokenizer, item, 500) for item in (CHAT if what == "chat" else DOCUMENTS)]
+
+
+def trajectory(tiny, rows, reference, start):
+    """Per-step logs of one training run from an adapter with weights."""
+    tiny.fresh(1)
+    if start == "trained":
+        train(tiny, [formats.training_row(tiny.tokenizer, CHAT[0], 500)], settings(epochs=3))
+    how = {"beta": 0.1} if reference else {}
+    return train(tiny, rows, settings(**how), reference=reference).history
+
+
+@pytest.mark.parametrize(
+    ("what", "reference", "start"),
+    [
+        ("chat", None, "fresh"),
+        ("documents", None, "fresh"),
+        ("pairs", "base", "fresh"),
+        ("pairs", "base", "trained"),
+        ("pairs", "cycle_start", "trained"),
+    ],
+)
+def test_padded_passes_train_as_the_model_does(tiny, monkeypatch, padded, what, reference, start):
+    rows = rows_of(tiny, what)
+    mine = trajectory(tiny, rows, reference, start)
+    weights = {name: p.clone() for name, p in tiny.tensors().items()}
+    monkeypatch.setattr(passes, "_worth_it", lambda resident, length: "")
+    del padded[:-1]
+    own = trajectory(tiny, rows, reference, start)
+    assert len(padded) == 1 and len(mine) == len(own) == 6
+    for a, b in zip(mine, own, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-5) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert {k for k in a if k.startswith("rewards")} == {k for k in b if k.startswith("rewards")}
+    assert all(torch.allclose(weights[name], p, atol=2e-4) for name, p in tiny.tensors().items())
+
+
+def test_every_batch_is_padded_to_one_shape_and_the_reference_is_taken_once(tiny, padded):
+    rows = rows_of(tiny, "pairs")
+    tiny.fresh(1)
+    train(tiny, rows, settings(beta=0.1), reference="base")
+    shapes = {full for _, full, _ in padded}
+    assert len(shapes) == 1 and (length := shapes.pop()[1]) % passes.BUCKET == 0
+    assert {asked[0] for asked, _, _ in padded} == {4, 2}, "the last batch is short"
+    assert all(asked[1] <= length for asked, _, _ in padded)
+    assert [grad for _, _, grad in padded] == [False] * 3 + [True] * 6
+
+
+def test_passes_are_kept_over_cycles_and_replaced_for_longer_rows_or_moved_weights(tiny, padded):
+    rows = rows_of(tiny, "chat")
+    tiny.fresh(1)
+    train(tiny, rows, settings())
+    first = tiny.passes[2]
+    tiny.fresh(2)
+    train(tiny, rows_of(tiny, "pairs"), settings(beta=0.1, batch_size=1), reference="base")
+    assert tiny.passes[2] is first, "a shorter batch of as many sequences fits what is kept"
+    length = first.ids.shape[1]
+    long = [formats.training_row(tiny.tokenizer, Item("l", "chat", "Why?", "Because. " * 60), 500)]
+    train(tiny, long, settings())
+    second = tiny.passes[2]
+    assert second is not first and second.ids.shape[1] > length
+    name, p = next(iter(tiny.tensors().items()))
+    p.data = p.data.clone()
+    train(tiny, rows, settings())
+    assert tiny.passes[2] is not second and tiny.passes[2].ids.shape[1] == second.ids.shape[1]
+
+
+def test_a_failure_to_record_is_said_once_and_training_goes_on(tiny, monkeypatch, padded, caplog):
+    def fails(*_):
+        raise RuntimeError("no graph today\nmore")
+
+    monkeypatch.setattr(passes, "Passes", fails)
+    monkeypatch.setattr(tiny, "said", set())
+    tiny.fresh(1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert train(tiny, rows_of(tiny, "chat"), settings()).steps == 6
+    assert [r.message for r in caplog.records if "recorded passes" in r.message] == [
+        "training runs without recorded passes: no graph today"
+    ]
+    assert tiny.plain_training and not padded
+    tiny.plain_training = False
+
+
+def test_other_calls_go_the_models_own_way(tiny, padded):
+    """Positions given, a batch too large, the adapter switched off: none of these is what was recorded."""
+    ids = torch.randint(5, 50, (2, 8))
+    mask = torch.ones_like(ids)
+    with torch.no_grad(), passes.replayed(tiny, 2, 8) as yes:
+        assert yes
+        tiny.model(input_ids=ids, attention_mask=mask)
+        assert len(padded) == 1
+        tiny.model(input_ids=ids, attention_mask=mask, position_ids=torch.arange(8)[None])
+        tiny.model(input_ids=ids.repeat(2, 1), attention_mask=mask.repeat(2, 1))
+        tiny.model(input_ids=ids.repeat(1, 5), attention_mask=mask.repeat(1, 5))
+        with tiny.as_base():
+            tiny.model(input_ids=ids, attention_mask=mask)
+        assert len(padded) == 1
+    tiny.model(input_ids=ids, attention_mask=mask)
+    assert len(padded) == 1 and "forward" not in passes.inner_of(tiny.model).__dict__
