@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +103,21 @@ def _side_stream() -> Any:
 def pool() -> Any:
     """One pool for all recordings, of answers and of training: they are never replayed at the same time, and leave nothing in it."""
     return torch.cuda.graph_pool_handle()
+
+
+def mend(stream: Any, graphs: Sequence[Any] = ()) -> None:
+    """Leave the device as it was before a recording that failed.
+
+    The recording's stream is still the current one, and the random generator believes that it is being recorded until a recording ends well.
+    """
+    torch.cuda.set_stream(stream)
+    for graph in graphs:
+        with contextlib.suppress(RuntimeError):
+            graph.reset()
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.synchronize()
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=stream.device)
 
 
 @contextlib.contextmanager
@@ -238,12 +253,7 @@ class Decoder:
                     with torch.cuda.graph(graphs[1], pool=pool()):
                         self._next()
         except BaseException:
-            torch.cuda.set_stream(before)  # a failed capture leaves its own
-            for graph in graphs:
-                with contextlib.suppress(RuntimeError):
-                    graph.reset()
-            with contextlib.suppress(RuntimeError):
-                torch.cuda.synchronize()
+            mend(before, graphs)
             raise
         return graphs
 

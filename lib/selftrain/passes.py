@@ -24,18 +24,12 @@ READ = {"input_ids", "attention_mask", "use_cache"}  # arguments that a recorded
 ABOUT_THE_LOSS = {"num_items_in_batch"}  # arguments that no layer reads
 
 
-class Layers(torch.nn.Module):
-    """The layers of a model: token ids and mask (rows, length) to hidden states (rows, length, width). Padding sees itself alone."""
-
-    def __init__(self, inner: torch.nn.Module):
-        super().__init__()
-        self.inner, self.own = inner, type(inner).forward
-
-    def forward(self, ids: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        places = torch.arange(ids.shape[1], device=ids.device)
-        visible = (places[:, None] >= places) & seen[:, None, :] | (places[:, None] == places)
-        out = self.own(self.inner, input_ids=ids, attention_mask=visible[:, None], position_ids=places[None], use_cache=False)
-        return out.last_hidden_state
+def hidden_states(inner: torch.nn.Module, weights: dict[str, torch.Tensor], ids: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """What the layers make of token ids and mask (rows, length) with `weights` in place of their own: (rows, length, width). Padding sees itself alone."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    visible = (places[:, None] >= places) & seen[:, None, :] | (places[:, None] == places)
+    asked = {"input_ids": ids, "attention_mask": visible[:, None], "position_ids": places[None], "use_cache": False}
+    return torch.func.functional_call(inner, weights, (), asked).last_hidden_state
 
 
 def inner_of(model: Any) -> torch.nn.Module:
@@ -52,17 +46,23 @@ class Passes:
         self.ids = torch.zeros(rows, length, dtype=torch.long, device=device)
         self.seen = torch.zeros(rows, length, dtype=torch.bool, device=device)
         self.addresses = addresses(model)
-        self.run: Any = Layers(inner_of(model)).train()
+        inner = inner_of(model)
+        self.trained = {name: p for name, p in inner.named_parameters() if p.requires_grad}
+        # leaves of its own at the same addresses: what autograd keeps for a parameter belongs to the stream that trained it last
+        leaves = [p.detach().requires_grad_() for p in self.trained.values()]
+
+        def run(ids: torch.Tensor, seen: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+            return hidden_states(inner, dict(zip(self.trained, weights, strict=True)), ids, seen)
+
+        self.run: Any = run
         if device.type != "cuda":
             return
         before = torch.cuda.current_stream()
         try:
             with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                self.run = torch.cuda.make_graphed_callables(self.run, (self.ids, self.seen), num_warmup_iters=2, pool=decoding.pool())
+                self.run = torch.cuda.make_graphed_callables(run, (self.ids, self.seen, *leaves), num_warmup_iters=2, pool=decoding.pool())
         except BaseException:
-            torch.cuda.set_stream(before)  # a failed capture leaves its own
-            with contextlib.suppress(RuntimeError):
-                torch.cuda.synchronize()
+            decoding.mend(before)
             raise
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Passes:
         rows, length = ids.shape
         self.ids.zero_()[:rows, :length] = ids
         self.seen.zero_()[:rows, :length] = mask.bool()
-        return self.run(self.ids, self.seen)[:rows, :length]
+        return self.run(self.ids, self.seen, *self.trained.values())[:rows, :length]
 
     def fit(self, ids: torch.Tensor) -> bool:
         """Whether a batch is no larger than what was recorded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from selftrain import formats
+from selftrain import formats, passes
 from selftrain.bench.sizes import items
 from selftrain.formats import Item
 from selftrain.training import Settings, train
@@ -78,3 +78,25 @@ def test_later_cycles_record_nothing(smollm):
         train(smollm, rows_of(smollm, "chat"), settings(seed=seed))
         recorded.append(smollm.passes[8])
     assert recorded[0] is recorded[1] is recorded[2]
+
+
+def test_after_a_failed_recording_training_goes_on_plainly(smollm, monkeypatch):
+    """The generator, the stream and the allocator are as before: a fresh adapter can be drawn, and both ways of training work."""
+    real, failed = passes.hidden_states, []
+
+    def fails(inner, weights, ids, seen):
+        if torch.cuda.is_current_stream_capturing():
+            failed.append(True)
+            ids.sum().item()  # waits for the device, which no recording may
+        return real(inner, weights, ids, seen)
+
+    smollm.forget()
+    monkeypatch.setattr(passes, "hidden_states", fails)
+    smollm.fresh(1)
+    own = train(smollm, rows_of(smollm, "chat"), settings()).history
+    assert failed and smollm.plain_training and not smollm.passes
+    monkeypatch.setattr(passes, "hidden_states", real)
+    smollm.plain_training = False
+    smollm.fresh(1)
+    mine = train(smollm, rows_of(smollm, "chat"), settings()).history
+    assert smollm.passes and mine[-1]["loss"] == pytest.approx(own[-1]["loss"], rel=NOISE)
