@@ -100,9 +100,19 @@ def _side_stream() -> Any:
 
 
 @functools.cache
+def _pool_and_keeper() -> tuple[Any, Any]:
+    handle, keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(keeper, pool=handle):
+        torch.zeros(1, device="cuda")
+    return handle, keeper
+
+
 def pool() -> Any:
-    """One pool for all recordings, of answers and of training: they are never replayed at the same time, and leave nothing in it."""
-    return torch.cuda.graph_pool_handle()
+    """One pool for all recordings, of answers and of training: they are never replayed at the same time, and leave nothing in it.
+
+    A recording that is kept beside it keeps it alive: a pool dies with its last recording, and its handle is of no use then.
+    """
+    return _pool_and_keeper()[0]
 
 
 def mend(stream: Any, graphs: Sequence[Any] = ()) -> None:
