@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -64,9 +63,7 @@ class CycleView:
         from selftrain import figures
 
         figure = figures.chain_so_far(self.table.reset_index(), self.chain.config)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-        return base64.b64encode(buffer.getvalue()).decode()
+        return base64.b64encode(figures.png(figure)).decode()
 
     def _repr_html_(self) -> str:
         table = self.table[[c for c in SHOWN if c in self.table]]

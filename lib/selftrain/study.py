@@ -274,12 +274,25 @@ def publish(notebook: str, parameters: dict[str, Any], name: str) -> float:
 
 
 def draw(study: Study) -> list[tuple[str, float]]:
-    """Execute and publish the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each."""
-    times = []
+    """Execute and publish the analysis notebooks on what results/ holds, run here or committed; (name, seconds) each.
+
+    The study's figures that none of them has drawn are removed: more traits or arms than before are drawn under other names.
+    """
+    times, started = [], time.time()
     for notebook, parameters in study.analysis:
         print(f"== {notebook}", flush=True)
         times.append((notebook, publish(notebook, {"study": study.name, **parameters}, study.name)))
+    for path in figures_of(study.name):
+        if path.stat().st_mtime < started:
+            print(f"{paths.shown(path)}: no longer drawn, removed", flush=True)
+            path.unlink()
     return times
+
+
+def figures_of(name: str) -> list[Path]:
+    """The files in figures/ that a study's notebooks drew: those called after it, and after no study with a longer name."""
+    names = sorted((path.stem for path in paths.STUDIES.glob("*.yaml")), key=len)
+    return [path for path in sorted(paths.FIGURES.glob(f"{name}_*")) if [n for n in names if path.name.startswith(f"{n}_")][-1:] == [name]]
 
 
 def with_results() -> list[Study]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +12,8 @@ matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 from IPython import get_ipython  # noqa: E402
-from IPython.core.pylabtools import select_figure_formats  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from selftrain import analysis, paths  # noqa: E402
 
@@ -33,11 +34,10 @@ ARM_STYLES = {"continual": ("#D55E00", "-", "o"), "reinit": ("#0072B2", "-", "s"
 def style() -> None:
     """The study's one style: quiet axes, legible in print. In a notebook a figure that a cell returns is shown as a PNG."""
     if shell := get_ipython():
-        select_figure_formats(shell, {"png"})
+        shell.display_formatter.formatters["image/png"].for_type(Figure, png)
     plt.rcParams.update(
         {
             "figure.dpi": 110,
-            "savefig.dpi": 200,
             "font.size": 9,
             "axes.titlesize": 9,
             "axes.spines.top": False,
@@ -51,12 +51,20 @@ def style() -> None:
     )
 
 
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """A figure as a PNG of 256 colours, a third of the size of one of all colours."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, format="png", optimize=True)
+    return packed.getvalue()
+
+
 def save(figure: Figure, name: str, plotted: pd.DataFrame, folder: Path | None = None) -> list[Path]:
     """Write figures/<name>.png, .pdf and .csv, the csv holding exactly what was plotted."""
     folder = folder or paths.FIGURES
     folder.mkdir(parents=True, exist_ok=True)
     out = [folder / f"{name}.{end}" for end in ("png", "pdf", "csv")]
-    figure.savefig(out[0], bbox_inches="tight", metadata={"Software": None})
+    out[0].write_bytes(png(figure, dpi=200))
     figure.savefig(out[1], bbox_inches="tight", metadata={"CreationDate": None, "Producer": None})
     plotted.to_csv(out[2], index=False, float_format="%.4g")
     return out

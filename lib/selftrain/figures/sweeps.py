@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from selftrain import analysis
 from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_names, panel_order, shade, traits_in
 
+FEWEST_SEEDS = 3  # that get a band: the t interval of two is twelve standard errors wide and hides what it is drawn around
+
 
 def chain_so_far(rows: pd.DataFrame, config: Any) -> Figure:
     """Trait score with its interval and coherence by cycle, of one chain; `rows` has one row a cycle, the base as -1."""
@@ -32,7 +34,7 @@ def chain_so_far(rows: pd.DataFrame, config: Any) -> Figure:
 
 
 def _cell(axis: plt.Axes, cell: pd.DataFrame, colour: tuple, label: str) -> None:
-    """One N of one panel: a chain with its interval over questions, or several seeds with their mean and its interval over seeds."""
+    """One N of one panel: a chain with its interval over questions, or several seeds with their mean and, from three on, its interval over seeds."""
     chains = [chain.sort_values("cycle") for _, chain in cell.groupby("chain")]
     if len(chains) == 1:
         line = chains[0].set_index("cycle")[["trait_score", "trait_lo", "trait_hi"]].astype(float)
@@ -40,14 +42,15 @@ def _cell(axis: plt.Axes, cell: pd.DataFrame, colour: tuple, label: str) -> None
         for chain in chains:
             axis.plot(chain["cycle"], chain["trait_score"], "-", lw=0.6, alpha=0.6, color=colour)
         line = cell.groupby("cycle")["trait_score"].apply(analysis.mean_interval).unstack()[["mean", "lo", "hi"]]
-    axis.fill_between(line.index, line.iloc[:, 1], line.iloc[:, 2], color=colour, alpha=0.18, linewidth=0)
+    if len(chains) == 1 or len(chains) >= FEWEST_SEEDS:
+        axis.fill_between(line.index, line.iloc[:, 1], line.iloc[:, 2], color=colour, alpha=0.18, linewidth=0)
     axis.plot(line.index, line.iloc[:, 0], "o-", ms=3.5, color=colour, label=label)
 
 
 def sweep_scores(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Trait score by cycle, a row of panels a trait, a column an arm and M; lines by N, coherence dashed.
 
-    Bands are 95 % t intervals: over questions where a cell has one chain, over training seeds (thin lines) where it has several.
+    Bands are 95 % t intervals: over questions where a cell has one chain, over training seeds (thin lines) where it has three or more.
     """
     rows = rows.assign(arm=panel_names(rows))
     traits, n_seed, last = traits_in(rows), sorted(rows["n_seed"].unique()), int(rows["cycle"].max())
@@ -83,6 +86,7 @@ def sweep_scores(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             if i == len(traits) - 1:
                 axis.set_xlabel("cycle")
         named = {label: handle for axis in axes[i] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        named["coherence"] = named.pop("coherence")  # last
         axes[i][-1].legend(named.values(), named, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.align_ylabels()
     plt.close(figure)
