@@ -108,26 +108,41 @@ def _pool_and_keeper() -> tuple[Any, Any]:
 
 
 def pool() -> Any:
-    """One pool for all recordings, of answers and of training: they are never replayed at the same time, and leave nothing in it.
+    """One pool of memory for all recordings, of answers and of training: they are never replayed at the same time.
 
     A recording that is kept beside it keeps it alive: a pool dies with its last recording, and its handle is of no use then.
     """
     return _pool_and_keeper()[0]
 
 
-def mend(stream: Any, graphs: Sequence[Any] = ()) -> None:
-    """Leave the device as it was before a recording that failed.
+def leave_pool() -> None:
+    """Later recordings take a new pool; the old one's memory is given back with the last recording in it."""
+    _pool_and_keeper.cache_clear()
 
-    The recording's stream is still the current one, and the random generator believes that it is being recorded until a recording ends well.
+
+def mend(stream: Any, graphs: Sequence[Any] = ()) -> None:
+    """Leave the device as it was before a recording on pool() that failed.
+
+    The recording's stream is still the current one, the allocator still fills the pool, and the random generator believes that it is
+    being recorded until a recording ends well.
     """
     torch.cuda.set_stream(stream)
     for graph in graphs:
         with contextlib.suppress(RuntimeError):
             graph.reset()
-    with contextlib.suppress(RuntimeError):
+    if _pool_and_keeper.cache_info().currsize:
+        with contextlib.suppress(RuntimeError):  # raises where the allocator knows that recording has ended
+            torch._C._cuda_endAllocateToPool(stream.device.index, pool())
+            torch._C._cuda_releasePool(stream.device.index, pool())
+    leave_pool()
+    try:
         torch.cuda.synchronize()
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device=stream.device)
+    except RuntimeError:
+        pass
+    finally:
+        torch.cuda.set_stream(stream)
 
 
 @contextlib.contextmanager

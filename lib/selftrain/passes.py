@@ -8,7 +8,7 @@ batch are padding, and what comes out of them is cut off. On a CPU the same padd
 from __future__ import annotations
 
 import contextlib
-import logging
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,9 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from selftrain import decoding, trainers
 from selftrain.resident import Resident
 
-log = logging.getLogger(__name__)
 BUCKET = 32  # lengths are padded to a multiple of this
-READ = {"input_ids", "attention_mask", "use_cache"}  # arguments that a recorded pass understands
+READ = {"input_ids", "attention_mask"}  # arguments that a recorded pass reads
 ABOUT_THE_LOSS = {"num_items_in_batch"}  # arguments that no layer reads
 
 
@@ -84,29 +83,32 @@ def addresses(model: Any) -> tuple[int, ...]:
 
 def _worth_it(resident: Resident, length: int) -> str | None:
     """Why training does not replay recorded passes; "" where there is nothing to say about it, None where it does."""
+    model = resident.model
     if resident.device.type != "cuda" or resident.trainer != "trl" or resident.checkpointing or resident.plain_training:
         return ""
-    if sum(p.numel() for p in resident.model.parameters()) >= trainers.CROSSOVER:
+    if sum(p.numel() for p in model.parameters()) >= trainers.CROSSOVER:
         return ""  # its kernels are long enough, and recorded activations stay
-    return decoding.unfit(resident.model, length)
+    if any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()) or getattr(model.config, "attention_dropout", 0):
+        return "the model has dropout"
+    return decoding.unfit(model, length)
 
 
 def _passes(resident: Resident, rows: int, length: int) -> Passes:
     """Recorded passes for such a batch: those kept for `rows` if they are long enough and no weight has moved, else new ones."""
+    resident.longest_row = max(resident.longest_row, -(-length // BUCKET) * BUCKET)
     kept = resident.passes.get(rows)
-    if kept is not None and kept.ids.shape[1] >= length and kept.addresses == addresses(resident.model):
-        return kept
-    if kept is not None:
-        length = max(length, kept.ids.shape[1])
-        del kept
-        resident.forget(decoders=False)
-    resident.passes[rows] = Passes(resident.model, rows, -(-length // BUCKET) * BUCKET)
+    if kept is None or kept.ids.shape[1] < length or kept.addresses != addresses(resident.model):
+        kept = None
+        if resident.passes.pop(rows, None):
+            gc.collect()  # a recording holds itself in a cycle
+        resident.passes[rows] = Passes(resident.model, rows, resident.longest_row)
     return resident.passes[rows]
 
 
 def _recorded(resident: Resident, rows: int, length: int) -> Passes | None:
-    """The passes of a shape, or None where they cannot be had, which is said once and ends recorded training for this process."""
-    if why := _worth_it(resident, length):
+    """The passes of a shape, or None where they cannot be had. A reason worth a word is said once; a failure ends recorded training for this process."""
+    why = _worth_it(resident, length)
+    if why:
         resident.say_once(f"training runs without recorded passes: {why}")
     if why is not None:
         return None

@@ -56,6 +56,7 @@ class Resident:
         self.longest: dict[int, int] = {}  # longest prompt so far by new tokens, so that shapes only grow
         self.plain_training = False  # recording training passes has failed
         self.passes: dict[int, Any] = {}  # what training has recorded, by sequences at once
+        self.longest_row = 0  # tokens of the longest row trained on so far, so that these shapes only grow, too
         self.said: set[str] = set()  # why something was not recorded
         self.loaded: str | None = None
 
@@ -131,14 +132,18 @@ class Resident:
             finally:
                 self.is_base = before
 
-    def forget(self, *, decoders: bool = True) -> None:
-        """Drop what training has recorded, and what sampling has, and give the memory back."""
+    def forget(self) -> bool:
+        """Drop what training and sampling have recorded and give the memory back; False where there was nothing to drop."""
+        from selftrain import decoding
+
+        found = bool(self.passes or self.decoders)
         self.passes.clear()
-        if decoders:
-            self.decoders.clear()
+        self.decoders.clear()
+        decoding.leave_pool()
         gc.collect()  # a recording holds itself in a cycle
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return found
 
     def say_once(self, what: str) -> None:
         """Warn, the first time that this is said."""
@@ -151,9 +156,9 @@ class Resident:
         base = self.model.get_base_model()
         base.__dict__.pop("forward", None)
         self.model.__dict__.pop("forward", None)
+        self.model.set_adapter("default")
         if "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")
-        self.model.set_adapter("default")
         for p in self.model.parameters():
             p.grad = None
         self.model.eval()

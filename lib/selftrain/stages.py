@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from selftrain import draws, jsonl, paths, regimes, store
 from selftrain.config import ChainConfig
@@ -167,14 +170,21 @@ class Stages:
         }
 
         def produce(folder: Path) -> None:
-            if fresh:
-                self.resident.fresh(inputs["init"])
+            def start() -> None:
+                if fresh:
+                    self.resident.fresh(inputs["init"])
+                else:
+                    self._hold(cycle - 1)
+
+            if untrained:
+                start()
+                log = TrainLog(0, 0, len(rows), trainer="none")
             else:
-                self._hold(cycle - 1)
-            log = TrainLog(0, 0, len(rows), trainer="none") if untrained else self._fit(rows, settings, inputs["reference"])
+                log = self._fit(rows, settings, inputs["reference"], start)
             self.resident.save(folder / "adapter")
             record = {
                 "trainer": log.trainer,
+                "replayed": log.replayed,
                 "steps": log.steps,
                 "train_tokens": log.train_tokens,
                 "rows": log.rows,
@@ -195,13 +205,21 @@ class Stages:
                 f"{c.chain_id}: cycle {cycle} stopped: {error}; earlier cycles are kept in {paths.shown(self.folder)}"
             ) from None
 
-    def _fit(self, rows: list[dict], settings: Any, reference: str | None) -> TrainLog:
-        tokenizer = self.resident.tokenizer
+    def _fit(self, rows: list[dict], settings: Any, reference: str | None, start: Callable[[], None]) -> TrainLog:
+        """Train from `start`; where memory runs out, once more with what is recorded forgotten."""
+        tokenizer, length = self.resident.tokenizer, self.config.max_length
         if "chosen" in rows[0]:
-            tokens = [preference_row(tokenizer, Item(**r["chosen"]), Item(**r["rejected"]), self.config.max_length) for r in rows]
+            tokens = [preference_row(tokenizer, Item(**r["chosen"]), Item(**r["rejected"]), length) for r in rows]
         else:
-            tokens = [training_row(tokenizer, Item(**r), self.config.max_length) for r in rows]
-        return train(self.resident, tokens, settings, reference=reference, progress=self._progress.at if self._progress else None)
+            tokens = [training_row(tokenizer, Item(**r), length) for r in rows]
+        progress = self._progress.at if self._progress else None
+        start()
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return train(self.resident, tokens, settings, reference=reference, progress=progress)
+        self.resident.forget()
+        self.resident.loaded = None  # the adapter has moved
+        start()
+        return train(self.resident, tokens, settings, reference=reference, progress=progress)
 
     def _draw(self, cycle: int) -> None:
         """samples.jsonl: one answer to each of the cycle's prompts, the training data of the next cycle."""

@@ -45,13 +45,15 @@ class Settings:
 
 @dataclass
 class TrainLog:
-    """What training did: optimiser steps, tokens that carried loss (all passes), rows, one dict a step (loss, grad_norm; DPO: margins, log-probs), and who did it."""
+    """What training did: optimiser steps, tokens that carried loss (all passes), rows, one dict a step (loss, grad_norm; DPO: margins, log-probs), who did it,
+    and whether by recorded passes."""
 
     steps: int
     train_tokens: int
     rows: int
     history: list[dict[str, float]] = field(default_factory=list)
     trainer: str = "trl"
+    replayed: bool = False
 
     @property
     def saturated(self) -> bool:
@@ -196,4 +198,4 @@ def train(
     sides = ("chosen_ids", "rejected_ids") if preference else ("labels",)
     loss_tokens = sum(sum(t != IGNORED for t in row[side]) for row in rows for side in sides)
     epochs = len(history) * settings.batch_size / max(len(rows), 1) if settings.max_steps else settings.epochs
-    return TrainLog(len(history), round(loss_tokens * epochs), len(rows), history, resident.trainer)
+    return TrainLog(len(history), round(loss_tokens * epochs), len(rows), history, resident.trainer, replayed)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from selftrain import formats, passes
 from selftrain.bench.sizes import items
 from selftrain.formats import Item
+from selftrain.sampling import Request, sample
 from selftrain.training import Settings, train
 
 ROWS = 60  # the last batch of eight is short
-NOISE = 0.02  # of a loss: bfloat16 keeps 8 bits, and a padded batch may take other kernels
+NOISE = 0.02  # of a token's loss: bfloat16 keeps 8 bits, and a padded batch may take other kernels
+PAIR_NOISE = 0.04  # of a pair's loss, which hangs on a difference of sums over a hundred tokens each
 
 
 def settings(**changes):
@@ -44,31 +48,34 @@ def trajectory(resident, what, reference, start, plain):
         resident.plain_training = False
 
 
-def agree(resident, what, reference=None, start="fresh"):
+def agree(resident, monkeypatch, what, reference=None, start="fresh"):
     own = trajectory(resident, what, reference, start, plain=True)
     weights = {name: p.clone() for name, p in resident.tensors().items()}
-    resident.fresh(1)
+    resident.forget()
+    replays, call = [], passes.Passes.__call__
+    monkeypatch.setattr(passes.Passes, "__call__", lambda self, *batch: replays.append(torch.is_grad_enabled()) or call(self, *batch))
     mine = trajectory(resident, what, reference, start, plain=False)
-    assert resident.passes and not resident.plain_training, "nothing was recorded"
-    assert len(own) == len(mine) == -(-ROWS // 8)
+    assert sum(replays) == len(own) == len(mine) == -(-ROWS // 8), "not every step was replayed"
     for a, b in zip(own, mine, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=NOISE), (own, mine)
+        assert b["loss"] == pytest.approx(a["loss"], rel=NOISE, abs=PAIR_NOISE if reference else 0), (own, mine)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.1), (own, mine)
+    if reference and (reference, start) != ("base", "trained"):
+        assert mine[0]["loss"] == pytest.approx(math.log(2), abs=1e-3), "the reference is not the policy that it starts from"
     moved = torch.cat([(p - weights[name]).flatten() for name, p in resident.tensors().items() if "lora_B" in name]).norm()
     size = torch.cat([p.flatten() for name, p in weights.items() if "lora_B" in name]).norm()
-    assert moved < 0.5 * size, f"adapters differ by {moved / size:.2f} of their size"
+    assert moved < 0.3 * size, f"adapters differ by {moved / size:.2f} of their size"
 
 
 @pytest.mark.parametrize(
     ("what", "reference", "start"),
     [("chat", None, "fresh"), ("pairs", "base", "fresh"), ("pairs", "base", "trained"), ("pairs", "cycle_start", "trained")],
 )
-def test_recorded_training_follows_the_models_own(smollm, what, reference, start):
-    agree(smollm, what, reference, start)
+def test_recorded_training_follows_the_models_own(smollm, monkeypatch, what, reference, start):
+    agree(smollm, monkeypatch, what, reference, start)
 
 
-def test_sliding_window_attention_is_trained_too(gemma):
-    agree(gemma, "documents")
+def test_sliding_window_attention_is_trained_too(gemma, monkeypatch):
+    agree(gemma, monkeypatch, "documents")
 
 
 def test_later_cycles_record_nothing(smollm):
@@ -81,7 +88,7 @@ def test_later_cycles_record_nothing(smollm):
 
 
 def test_after_a_failed_recording_training_goes_on_plainly(smollm, monkeypatch):
-    """The generator, the stream and the allocator are as before: a fresh adapter can be drawn, and both ways of training work."""
+    """The generator, the stream and the allocator are as before: a fresh adapter can be drawn, both ways of training work, and so does sampling."""
     real, failed = passes.hidden_states, []
 
     def fails(inner, weights, ids, seen):
@@ -100,3 +107,5 @@ def test_after_a_failed_recording_training_goes_on_plainly(smollm, monkeypatch):
     smollm.fresh(1)
     mine = train(smollm, rows_of(smollm, "chat"), settings()).history
     assert smollm.passes and mine[-1]["loss"] == pytest.approx(own[-1]["loss"], rel=NOISE)
+    sample(smollm, [Request("Why?", 1)], kind="chat", max_new_tokens=8, temperature=0.8)
+    assert smollm.decoders and not smollm.plain_sampling

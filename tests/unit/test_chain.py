@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from selftrain import jsonl, store
+import torch
+from selftrain import jsonl, paths, stages, store
 from selftrain.chain import Chain
 from selftrain.errors import InputError
 from selftrain.training import TrainingDiverged
@@ -29,14 +30,12 @@ def manifest_of(chain):
 
 @pytest.mark.parametrize("extra", REGIMES, ids=lambda e: "-".join(map(str, e.values())) or "sft-reinit")
 def test_resume_after_every_stage_gives_the_same_manifest(extra, small, tiny, results, tmp_path, monkeypatch):
-    from selftrain import paths
-
     whole = Chain(**small | extra, resident=tiny)
     whole.run()
     expected = manifest_of(whole)
     assert expected["status"] == "complete"
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "again")
-    stages = 0
+    stopped = 0
 
     def stop(cycle, stage):
         raise Stopped
@@ -47,10 +46,40 @@ def test_resume_after_every_stage_gives_the_same_manifest(extra, small, tiny, re
             chain.run()
             break
         except Stopped:
-            stages += 1
+            stopped += 1
             tiny.loaded = None
-    assert stages >= 2 + 3 * 4 - 1
+    assert stopped >= 2 + 3 * 4 - 1
     assert manifest_of(chain) == expected
+
+
+def test_training_that_runs_out_of_memory_begins_again_once(small, tiny, results, tmp_path, monkeypatch):
+    """What was recorded is forgotten, and the second try starts from where the first did, not from where it stopped."""
+    extra = dict(init="continual")
+    whole = Chain(**small | extra, resident=tiny)
+    whole.run()
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "again")
+    calls, real = [], stages.train
+
+    def full(*args, **kwargs):
+        log = real(*args, **kwargs)
+        calls.append(log)
+        if len(calls) % 2:
+            raise torch.OutOfMemoryError("full")
+        return log
+
+    monkeypatch.setattr(stages, "train", full)
+    monkeypatch.setattr(tiny, "decoders", {"recorded": True})
+    chain = Chain(**small | extra, resident=tiny)
+    chain.run()
+    assert len(calls) == 2 * (small["last_cycle"] + 1) and not tiny.decoders
+    assert manifest_of(chain) == manifest_of(whole)
+
+    def always_full(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(stages, "train", always_full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Chain(**small | dict(seed=9), resident=tiny).run()
 
 
 def test_continual_and_reinit_share_cycle_0(small, tiny):

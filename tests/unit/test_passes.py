@@ -29,6 +29,7 @@ def padded(tiny, monkeypatch):
         return call(self, ids, mask)
 
     monkeypatch.setattr(passes, "_worth_it", lambda resident, length: None)
+    monkeypatch.setattr(tiny, "longest_row", 0)
     monkeypatch.setattr(passes.Passes, "__call__", watched)
     yield seen
     tiny.forget()
@@ -103,25 +104,59 @@ def test_passes_are_kept_over_cycles_and_replaced_for_longer_rows_or_moved_weigh
     assert tiny.passes[2] is not second and tiny.passes[2].ids.shape[1] == second.ids.shape[1]
 
 
-def test_a_failure_to_record_is_said_once_and_training_goes_on(tiny, monkeypatch, padded, caplog):
-    def fails(*_):
-        raise RuntimeError("no graph today\nmore")
+@pytest.fixture
+def on_cuda(tiny, monkeypatch):
+    """The resident says that it is on CUDA, to what asks before it records."""
+    monkeypatch.setattr(type(tiny), "device", torch.device("cuda"))
+    for name in ("plain_training", "said", "passes", "longest_row"):
+        monkeypatch.setattr(tiny, name, type(getattr(tiny, name))())
+    monkeypatch.setattr(tiny, "forget", lambda: tiny.passes.clear())
+    return tiny
 
-    monkeypatch.setattr(passes, "Passes", fails)
-    monkeypatch.setattr(tiny, "said", set())
-    tiny.fresh(1)
+
+def test_what_cannot_be_recorded_is_not_tried(on_cuda, monkeypatch):
+    tiny = on_cuda
+    assert passes._worth_it(tiny, 64) is None
+    with monkeypatch.context() as changed:
+        changed.setattr(tiny.model.get_base_model().model.layers[0], "extra", torch.nn.Dropout(0.1), raising=False)
+        assert passes._worth_it(tiny, 64) == "the model has dropout"
+    for name, value in (("trainer", "unsloth"), ("checkpointing", True), ("plain_training", True)):
+        with monkeypatch.context() as changed:
+            changed.setattr(tiny, name, value)
+            assert passes._worth_it(tiny, 64) == ""
+    monkeypatch.setattr(passes.trainers, "CROSSOVER", 1)
+    assert passes._worth_it(tiny, 64) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "fails", "tries", "said"),
+    [
+        (RuntimeError("no graph today\nmore"), 9, 1, ["training runs without recorded passes: no graph today"]),
+        (torch.OutOfMemoryError("full"), 9, 2, ["training runs without recorded passes: full"]),
+        (torch.OutOfMemoryError("full"), 1, 2, []),
+    ],
+)
+def test_a_failure_to_record_is_said_once_and_not_tried_again(on_cuda, monkeypatch, caplog, error, fails, tries, said):
+    tried = []
+
+    def recording(*shape):
+        tried.append(shape)
+        if len(tried) <= fails:
+            raise error
+        return "recorded"
+
+    monkeypatch.setattr(passes, "Passes", recording)
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert train(tiny, rows_of(tiny, "chat"), settings()).steps == 6
-    assert [r.message for r in caplog.records if "recorded passes" in r.message] == [
-        "training runs without recorded passes: no graph today"
-    ]
-    assert tiny.plain_training and not padded
-    tiny.plain_training = False
+        found = passes._recorded(on_cuda, 8, 50)
+        assert len(tried) == tries and tried[-1][1:] == (8, 64)
+        if said:
+            assert passes._recorded(on_cuda, 8, 50) is None and len(tried) == tries
+    assert [r.message for r in caplog.records if "recorded passes" in r.message] == said
+    assert (found is None) == bool(said) == on_cuda.plain_training
 
 
 def test_other_calls_go_the_models_own_way(tiny, padded):
-    """Positions given, a batch too large, the adapter switched off: none of these is what was recorded."""
+    """Positions given, a batch too large, the adapter switched off, another adapter: none of these is what was recorded."""
     ids = torch.randint(5, 50, (2, 8))
     mask = torch.ones_like(ids)
     with torch.no_grad(), passes.replayed(tiny, 2, 8) as yes:
@@ -133,6 +168,10 @@ def test_other_calls_go_the_models_own_way(tiny, padded):
         tiny.model(input_ids=ids.repeat(1, 5), attention_mask=mask.repeat(1, 5))
         with tiny.as_base():
             tiny.model(input_ids=ids, attention_mask=mask)
+        tiny.model.add_adapter("ref", tiny.model.peft_config["default"])
+        tiny.model.set_adapter("ref")
+        tiny.model(input_ids=ids, attention_mask=mask)
+        tiny.clean()
         assert len(padded) == 1
     tiny.model(input_ids=ids, attention_mask=mask)
     assert len(padded) == 1 and "forward" not in passes.inner_of(tiny.model).__dict__
