@@ -8,11 +8,12 @@ from datetime import date
 
 import pytest
 import torch
-from selftrain import paths
+from selftrain import formats, passes, paths
 from selftrain.bench import __main__ as bench
 from selftrain.bench import correctness, floors, large, measure, report
 from selftrain.bench.floors import Peaks, Shape
 from selftrain.bench.sizes import SIZES, Sizes, config, items, prompts
+from selftrain.training import Settings
 
 TINY_QWEN = {**large.SHAPES["4b"], "vocab_size": 49_152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 TINY_QWEN |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -109,7 +110,8 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     scores = dict(answers=[512, 511], limit=0.01, p_value=0.4, same_distribution=True)
     packed = {"jobs": 2, "chains_per_hour": 300.0, "window_seconds": 120, "at_once": True}
     turns = {**packed, "at_once": False}
-    result = made(correctness={"logprobs": logprobs, "scores": scores}, packing_2=packed, packing_2_turns=turns)
+    losses = dict(steps=7, max_relative=0.004, limit=0.02, within_noise=True, own_step_seconds=0.25, replayed_step_seconds=0.0312)
+    result = made(correctness={"losses": losses, "logprobs": logprobs, "scores": scores}, packing_2=packed, packing_2_turns=turns)
     result["parts"]["train_4b_unsloth_4_512"] = {"status": "failed", "seconds": 3.0, "error": "no [such] thing"}
     path = report.file_for("NVIDIA H100 80GB HBM3", False, date(2026, 11, 23))
     assert path.name == "nvidia-h100-80gb-hbm3-2026-11-23.json"
@@ -122,6 +124,8 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
         "chains/hour, 2 processes at once",
         "chains/hour, 2 processes in turns (asked",
         "within noise",
+        "losses of 7 steps",
+        "0.40%, 0.0312 and 0.25 s a step",
         "0.4",
         "train_4b_unsloth_4_512 failed: no [such] thing",
         "not measured",
@@ -182,6 +186,19 @@ def test_the_cached_path_gives_the_plain_forwards_logprobs_and_a_changed_weight_
         other = correctness.difference(fast, correctness.forward_logps(tiny, ids, mask, start))
         weight.copy_(kept)
     assert other["mean"] > correctness.NOISE["torch.float32"][0]
+
+
+def test_losses_of_padded_passes_are_compared_with_the_models_own(tiny, monkeypatch):
+    rows = [formats.training_row(tiny.tokenizer, item, 500) for item in items(5)]
+    settings = Settings(1e-2, "constant", 1, 2, 0.0, 0.0, 1.0, 3)
+    assert correctness.losses(tiny, rows, settings) is None  # a CPU records nothing
+    monkeypatch.setattr(passes, "_worth_it", lambda resident, length: "" if resident.plain_training else None)
+    found = correctness.losses(tiny, rows, settings)
+    assert found["steps"] == 3 and found["max_relative"] < 1e-4 and found["within_noise"] and not tiny.plain_training
+    real = passes.hidden_states
+    monkeypatch.setattr(passes, "hidden_states", lambda *given: real(*given) * 100)
+    assert not correctness.losses(tiny, rows, settings)["within_noise"]
+    tiny.forget()
 
 
 @needs_models

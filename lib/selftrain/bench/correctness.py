@@ -1,4 +1,4 @@
-"""Is the fast path right? Its log-probs against the plain forward's, and its answers' scores against those of plain sampling."""
+"""Is the fast path right? Its losses and log-probs against the plain forward's, and its answers' scores against those of plain sampling."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import torch
 
 from selftrain import draws
-from selftrain.bench import baseline, ours
+from selftrain.bench import baseline, measure, ours
 from selftrain.bench.sizes import Sizes, items, prompts
 from selftrain.formats import prompt_ids, training_row
 from selftrain.resident import Resident
 from selftrain.sampling import BUCKET, GREEDY, decoder, left_padded
-from selftrain.training import train
+from selftrain.training import Settings, TrainLog, train
 
 # Absolute difference of one token's log-prob, (mean, max), that rounding alone explains. bfloat16 keeps 8 bits: logits near 16 are
 # rounded to steps of 0.125, and kernels that add in another order differ by a step or two; in float32 the same counts 65,536 times less.
 NOISE = {"torch.bfloat16": (0.05, 1.0), "torch.float32": (1e-4, 1e-2)}
+LOSSES = 0.02  # relative difference of a step's loss that rounding alone explains, with other kernels and padding, over a few dozen steps
 P_VALUE = 0.01  # a Kolmogorov-Smirnov p-value below this says that the two samplers differ
 
 
@@ -86,6 +87,31 @@ def logprobs(resident: Resident, texts: list[str], tokens: int) -> dict[str, Any
     }
 
 
+def losses(resident: Resident, rows: list[dict], settings: Settings) -> dict[str, Any] | None:
+    """One training from the same start by the model's own passes and by recorded ones, step by step; None where passes are not recorded."""
+
+    def trained(plain: bool) -> tuple[float, TrainLog]:
+        resident.plain_training = plain
+        resident.fresh(settings.seed)
+        try:
+            return measure.timed(lambda: train(resident, rows, settings))
+        finally:
+            resident.plain_training = False
+
+    if not trained(plain=False)[1].replayed:  # records what the next is timed on
+        return None
+    (seconds, replayed), (own_seconds, own) = trained(plain=False), trained(plain=True)
+    gap = max(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(own.history, replayed.history, strict=True))
+    return {
+        "steps": own.steps,
+        "max_relative": gap,
+        "limit": LOSSES,
+        "within_noise": gap <= LOSSES,
+        "own_step_seconds": own_seconds / own.steps,
+        "replayed_step_seconds": seconds / replayed.steps,
+    }
+
+
 def scores(resident: Resident, sizes: Sizes) -> dict[str, Any]:
     """Trait scores of answers by keyed sampling and by plain `generate`, from the same weights, compared by a Kolmogorov-Smirnov test."""
     from scipy.stats import ks_2samp
@@ -116,7 +142,10 @@ def scores(resident: Resident, sizes: Sizes) -> dict[str, Any]:
 def run(sizes: Sizes, device: str) -> dict[str, Any]:
     """The part `correctness` of the bench, on an adapter that has learnt something (seed rows of all traits, one pass)."""
     resident = ours.opened(sizes, device)
-    resident.fresh(1)
     rows = [training_row(resident.tokenizer, item, sizes.max_length) for item in items(sizes.n_seed)]
-    train(resident, rows, ours.settings(sizes, 1))
-    return {"logprobs": logprobs(resident, prompts(sizes.compared_prompts), sizes.compared_tokens), "scores": scores(resident, sizes)}
+    trained = losses(resident, rows, ours.settings(sizes, 1))
+    return {
+        "losses": trained,
+        "logprobs": logprobs(resident, prompts(sizes.compared_prompts), sizes.compared_tokens),
+        "scores": scores(resident, sizes),
+    }

@@ -193,6 +193,14 @@ def _checks(result: dict[str, Any]) -> Table:
             table.add_row(
                 f"log-probs, {name.replace('_', ' ')} ({logps['dtype'][6:]})", wanted, f"mean {gap['mean']:.2g}, max {gap['max']:.2g}", good
             )
+        if trained := found.get("losses"):
+            good = "within noise" if trained["within_noise"] else "[red]outside[/red]"
+            table.add_row(
+                f"losses of {trained['steps']} steps, recorded against own",
+                f"within {trained['limit']:.0%}",
+                f"{trained['max_relative']:.2%}, {_shown(trained['replayed_step_seconds'])} and {_shown(trained['own_step_seconds'])} s a step",
+                good,
+            )
         same = "same" if scores["same_distribution"] else "[red]differ[/red]"
         table.add_row(
             f"trait scores of {scores['answers'][0]} answers, KS p", f"at least {scores['limit']:g}", f"{scores['p_value']:.3g}", same
