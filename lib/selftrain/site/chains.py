@@ -45,18 +45,13 @@ class StudyData:
 
 
 def stored_studies() -> list[str]:
-    """Studies under results/ that hold committed tables or a complete chain; InputError where there are none."""
-    folders = sorted(p for p in paths.RESULTS.glob("*") if p.is_dir()) if paths.RESULTS.is_dir() else []
-    names = [
-        p.name for p in folders if any(p.glob("tables/*.cycles.parquet")) or any(p.glob("runs/*/*/manifest.json")) and _complete(p.name)
-    ]
+    """Studies under results/ that hold committed tables or a complete chain, the largest first; InputError where there are none."""
+    folders = [p for p in paths.RESULTS.glob("*") if p.is_dir()] if paths.RESULTS.is_dir() else []
+    complete = {p.name: sum(m["status"] == "complete" for m in results.manifests(p.name)) for p in folders}
+    names = [p.name for p in folders if complete[p.name] or any(p.glob("tables/*.cycles.parquet"))]
     if not names:
         raise InputError(f"{paths.shown(paths.RESULTS)}: no study with results; run `make reproduce`")
-    return names
-
-
-def _complete(study: str) -> bool:
-    return any(manifest["status"] == "complete" for manifest in results.manifests(study))
+    return sorted(names, key=lambda name: (-complete[name], name))
 
 
 def arm(settings: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ REGIMES = ("sft", "sdf", "dpo")
 @dataclass(frozen=True)
 class StoredFigure:
     """figures/<name>.png with its size in pixels; `study` is empty where the figure belongs to none, `part` is what its name has between
-    study and function (a regime), `ends` are the files to download."""
+    study and function (a regime, a trait), `ends` are the files to download."""
 
     name: str
     study: str
@@ -67,7 +67,8 @@ def stored(studies: list[str]) -> list[StoredFigure]:
         part = rest.removesuffix(function).strip("_") if function else ""
         caption = known.get(function) or f"{rest.replace('_', ' ').capitalize()}."
         ends = tuple(end for end in ENDS if path.with_suffix(f".{end}").exists())
-        found.append(StoredFigure(path.stem, study, part.upper() if part in REGIMES else part, caption, *png_size(path), ends))
+        part = " ".join(word.upper() if word in REGIMES else word for word in part.split("_"))
+        found.append(StoredFigure(path.stem, study, part, caption, *png_size(path), ends))
     return sorted(found, key=lambda f: (studies.index(f.study) if f.study else len(studies), f.name))
 
 
