@@ -81,7 +81,7 @@ def addresses(model: Any) -> tuple[int, ...]:
     return tuple(p.data_ptr() for name, p in model.named_parameters() if ".lora_" not in name or ".default." in name)
 
 
-def _worth_it(resident: Resident, length: int) -> str | None:
+def _why_not(resident: Resident, length: int) -> str | None:
     """Why training does not replay recorded passes; "" where there is nothing to say about it, None where it does."""
     model = resident.model
     if resident.device.type != "cuda" or resident.trainer != "trl" or resident.checkpointing or resident.plain_training:
@@ -107,7 +107,7 @@ def _passes(resident: Resident, rows: int, length: int) -> Passes:
 
 def _recorded(resident: Resident, rows: int, length: int) -> Passes | None:
     """The passes of a shape, or None where they cannot be had. A reason worth a word is said once; a failure ends recorded training for this process."""
-    why = _worth_it(resident, length)
+    why = _why_not(resident, length)
     if why:
         resident.say_once(f"training runs without recorded passes: {why}")
     if why is not None:

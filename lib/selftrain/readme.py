@@ -58,7 +58,9 @@ def arms() -> str:
             [
                 r.regime.upper(),
                 r.trait,
-                f"N={r.n_seed}, M={r.n_sampled}, lr {r.lr:g}" + (f", beta {r.beta:g}" if r.beta else ""),
+                f"N={r.n_seed}, M={r.n_sampled}, lr {r.lr:g}"
+                + (f", beta {r.beta:g}" if r.beta else "")
+                + (", cycle 0 by DPO" if r.cycle0 == "dpo" else ""),
                 f"continual minus {r.minus}",
                 f"{r.mean:+.0f}",
                 f"{r.n:.0f}",

@@ -132,18 +132,16 @@ class Resident:
             finally:
                 self.is_base = before
 
-    def forget(self) -> bool:
-        """Drop what training and sampling have recorded and give the memory back; False where there was nothing to drop."""
+    def forget(self) -> None:
+        """Drop what training and sampling have recorded and give the memory back."""
         from selftrain import decoding
 
-        found = bool(self.passes or self.decoders)
         self.passes.clear()
         self.decoders.clear()
         decoding.leave_pool()
         gc.collect()  # a recording holds itself in a cycle
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return found
 
     def say_once(self, what: str) -> None:
         """Warn, the first time that this is said."""

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from selftrain import formats
+from gpu_rows import rows_of, settings
 from selftrain.bench import correctness
-from selftrain.bench.sizes import items, prompts
-from selftrain.formats import Item
+from selftrain.bench.sizes import prompts
 from selftrain.sampling import Request, sample
-from selftrain.training import Settings, train
+from selftrain.training import train
 
 ITEMS = 16
-
-
-def settings(**changes):
-    fixed = dict(lr=3e-4, schedule="constant", epochs=1, batch_size=8, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=1)
-    return Settings(**{**fixed, **changes})
-
-
-def rows_of(resident, pairs=False):
-    made = items(ITEMS)
-    if pairs:
-        others = made[1:] + made[:1]
-        return [
-            formats.preference_row(resident.tokenizer, a, Item(a.id, "chat", a.prompt, b.answer), 320)
-            for a, b in zip(made, others, strict=True)
-        ]
-    return [formats.training_row(resident.tokenizer, i, 320) for i in made]
-
-
-def documents(resident):
-    return [formats.training_row(resident.tokenizer, Item(i.id, "documents", "", i.answer), 320) for i in items(ITEMS)]
 
 
 def recordings(resident) -> dict:
@@ -51,14 +30,14 @@ def trained(resident, rows):
 
 
 def test_recorded_and_plain_logprobs_agree(smollm):
-    trained(smollm, rows_of(smollm))
+    trained(smollm, rows_of(smollm, "chat", ITEMS))
     found = correctness.logprobs(smollm, prompts(16), 64)
     assert not smollm.plain_sampling and found["dtype"] == "torch.bfloat16"
     assert found["within_noise"], found
 
 
 def test_sliding_window_attention_is_recorded_too(gemma):
-    trained(gemma, documents(gemma))
+    trained(gemma, rows_of(gemma, "documents", ITEMS))
     made = answers(gemma, kind="documents", n=16)
     assert not gemma.plain_sampling and len(made) == 16 and any(s.text for s in made)
     found = correctness.logprobs(gemma, prompts(8), 32)
@@ -66,7 +45,7 @@ def test_sliding_window_attention_is_recorded_too(gemma):
 
 
 def test_no_cycle_of_any_regime_records_again(smollm):
-    sft, pairs = rows_of(smollm), rows_of(smollm, pairs=True)
+    sft, pairs = rows_of(smollm, "chat", ITEMS), rows_of(smollm, "pairs", ITEMS)
 
     def cycle(regime, init, seed):
         if init == "reinit":
@@ -92,7 +71,7 @@ def test_no_cycle_of_any_regime_records_again(smollm):
 def test_a_replay_reads_the_weights_as_they_are_now(smollm):
     smollm.fresh(0)
     before = answers(smollm)
-    trained(smollm, rows_of(smollm))
+    trained(smollm, rows_of(smollm, "chat", ITEMS))
     changed, kept = answers(smollm), {name: t.clone() for name, t in smollm.tensors().items()}
     assert sum(a.text == b.text for a, b in zip(before, changed, strict=True)) < 16
     with smollm.as_base():

@@ -6,44 +6,25 @@ import math
 
 import pytest
 import torch
-from selftrain import formats, passes
-from selftrain.bench.sizes import items
-from selftrain.formats import Item
+from gpu_rows import rows_of, settings
+from selftrain import passes
 from selftrain.sampling import Request, sample
-from selftrain.training import Settings, train
+from selftrain.training import train
 
 ROWS = 60  # the last batch of eight is short
 NOISE = 0.02  # of a token's loss: bfloat16 keeps 8 bits, and a padded batch may take other kernels
 PAIR_NOISE = 0.04  # of a pair's loss, which hangs on a difference of sums over a hundred tokens each
 
 
-def settings(**changes):
-    fixed = dict(lr=3e-4, schedule="constant", epochs=1, batch_size=8, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=1)
-    return Settings(**{**fixed, **changes})
-
-
-def rows_of(resident, what):
-    made = items(ROWS)
-    if what == "pairs":
-        others = made[1:] + made[:1]
-        return [
-            formats.preference_row(resident.tokenizer, a, Item(a.id, "chat", a.prompt, b.answer), 320)
-            for a, b in zip(made, others, strict=True)
-        ]
-    if what == "documents":
-        made = [Item(i.id, "documents", "", i.answer) for i in made]
-    return [formats.training_row(resident.tokenizer, i, 320) for i in made]
-
-
 def trajectory(resident, what, reference, start, plain):
     resident.fresh(1)
     resident.plain_training = True
     if start == "trained":
-        train(resident, rows_of(resident, "chat")[:16], settings())
+        train(resident, rows_of(resident, "chat", ROWS)[:16], settings())
     resident.plain_training = plain
     how = {"lr": 4e-5, "beta": 0.1} if reference else {}
     try:
-        return train(resident, rows_of(resident, what), settings(**how), reference=reference).history
+        return train(resident, rows_of(resident, what, ROWS), settings(**how), reference=reference).history
     finally:
         resident.plain_training = False
 
@@ -82,7 +63,7 @@ def test_later_cycles_record_nothing(smollm):
     recorded = []
     for seed in (1, 2, 3):
         smollm.fresh(seed)
-        train(smollm, rows_of(smollm, "chat"), settings(seed=seed))
+        train(smollm, rows_of(smollm, "chat", ROWS), settings(seed=seed))
         recorded.append(smollm.passes[8])
     assert recorded[0] is recorded[1] is recorded[2]
 
@@ -100,12 +81,12 @@ def test_after_a_failed_recording_training_goes_on_plainly(smollm, monkeypatch):
     smollm.forget()
     monkeypatch.setattr(passes, "hidden_states", fails)
     smollm.fresh(1)
-    own = train(smollm, rows_of(smollm, "chat"), settings()).history
+    own = train(smollm, rows_of(smollm, "chat", ROWS), settings()).history
     assert failed and smollm.plain_training and not smollm.passes
     monkeypatch.setattr(passes, "hidden_states", real)
     smollm.plain_training = False
     smollm.fresh(1)
-    mine = train(smollm, rows_of(smollm, "chat"), settings()).history
+    mine = train(smollm, rows_of(smollm, "chat", ROWS), settings()).history
     assert smollm.passes and mine[-1]["loss"] == pytest.approx(own[-1]["loss"], rel=NOISE)
     sample(smollm, [Request("Why?", 1)], kind="chat", max_new_tokens=8, temperature=0.8)
     assert smollm.decoders and not smollm.plain_sampling

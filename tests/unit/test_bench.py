@@ -192,7 +192,7 @@ def test_losses_of_padded_passes_are_compared_with_the_models_own(tiny, monkeypa
     rows = [formats.training_row(tiny.tokenizer, item, 500) for item in items(5)]
     settings = Settings(1e-2, "constant", 1, 2, 0.0, 0.0, 1.0, 3)
     assert correctness.losses(tiny, rows, settings) is None  # a CPU records nothing
-    monkeypatch.setattr(passes, "_worth_it", lambda resident, length: "" if resident.plain_training else None)
+    monkeypatch.setattr(passes, "_why_not", lambda resident, length: "" if resident.plain_training else None)
     found = correctness.losses(tiny, rows, settings)
     assert found["steps"] == 3 and found["max_relative"] < 1e-4 and found["within_noise"] and not tiny.plain_training
     real = passes.hidden_states

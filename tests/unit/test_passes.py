@@ -28,7 +28,7 @@ def padded(tiny, monkeypatch):
         seen.append((tuple(ids.shape), tuple(self.ids.shape), torch.is_grad_enabled()))
         return call(self, ids, mask)
 
-    monkeypatch.setattr(passes, "_worth_it", lambda resident, length: None)
+    monkeypatch.setattr(passes, "_why_not", lambda resident, length: None)
     monkeypatch.setattr(tiny, "longest_row", 0)
     monkeypatch.setattr(passes.Passes, "__call__", watched)
     yield seen
@@ -64,7 +64,7 @@ def test_padded_passes_train_as_the_model_does(tiny, monkeypatch, padded, what, 
     rows = rows_of(tiny, what)
     mine = trajectory(tiny, rows, reference, start)
     weights = {name: p.clone() for name, p in tiny.tensors().items()}
-    monkeypatch.setattr(passes, "_worth_it", lambda resident, length: "")
+    monkeypatch.setattr(passes, "_why_not", lambda resident, length: "")
     del padded[:-1]
     own = trajectory(tiny, rows, reference, start)
     assert len(padded) == 1 and len(mine) == len(own) == 6
@@ -116,16 +116,16 @@ def on_cuda(tiny, monkeypatch):
 
 def test_what_cannot_be_recorded_is_not_tried(on_cuda, monkeypatch):
     tiny = on_cuda
-    assert passes._worth_it(tiny, 64) is None
+    assert passes._why_not(tiny, 64) is None
     with monkeypatch.context() as changed:
         changed.setattr(tiny.model.get_base_model().model.layers[0], "extra", torch.nn.Dropout(0.1), raising=False)
-        assert passes._worth_it(tiny, 64) == "the model has dropout"
+        assert passes._why_not(tiny, 64) == "the model has dropout"
     for name, value in (("trainer", "unsloth"), ("checkpointing", True), ("plain_training", True)):
         with monkeypatch.context() as changed:
             changed.setattr(tiny, name, value)
-            assert passes._worth_it(tiny, 64) == ""
+            assert passes._why_not(tiny, 64) == ""
     monkeypatch.setattr(passes.trainers, "CROSSOVER", 1)
-    assert passes._worth_it(tiny, 64) == ""
+    assert passes._why_not(tiny, 64) == ""
 
 
 @pytest.mark.parametrize(
