@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,17 @@ SKIPPED = 3  # steps that compile and fill the allocator
 ANSWERS, NEW_TOKENS = 64, 64
 
 
-def make_folder(folder: Path, shape: dict[str, Any], device: str) -> Path:
-    """A model folder of a shape, random bfloat16 weights and SmolLM2's tokenizer; made once, moved into place whole."""
-    if (folder / "config.json").exists():
-        return folder
+def folder_of(label: str, shape: dict[str, Any], device: str, folder: Path | None = None) -> Path:
+    """The model folder of a shape, made in a process of its own: neither its memory nor its imports, which Unsloth wants to precede, count here."""
+    folder = folder or paths.ROOT / ".cache" / "bench" / f"qwen3-{label}-random"
+    if not (folder / "config.json").exists():
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            apart.submit(make_folder, folder, shape, device).result()
+    return folder
+
+
+def make_folder(folder: Path, shape: dict[str, Any], device: str) -> None:
+    """Write a model of a shape: random bfloat16 weights and SmolLM2's tokenizer, moved into place whole."""
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -55,7 +64,6 @@ def make_folder(folder: Path, shape: dict[str, Any], device: str) -> Path:
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
     made.rename(folder)
-    return folder
 
 
 def quantized_loader() -> Callable[..., Any]:
@@ -115,9 +123,10 @@ def run(sizes: Sizes, device: str, name: str, shape: dict[str, Any] | None = Non
 
     _, label, trainer, bits, length = name.split("_")
     bits, length, shape = int(bits), int(length), shape or SHAPES[label]
-    where = make_folder(folder or paths.ROOT / ".cache" / "bench" / f"qwen3-{label}-random", shape, device)
-    resident = opened(where, trainer, bits, device)
+    resident = opened(folder_of(label, shape, device, folder), trainer, bits, device)
     loaded = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else measure.peak_memory_gb()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # quantising while loading holds more than training does
     rows = random_rows(sizes.large_rows * sizes.large_steps, length, shape["vocab_size"], resident.tokenizer.eos_token_id)
     resident.fresh(0)
     clock = measure.Steps()

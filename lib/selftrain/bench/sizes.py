@@ -38,7 +38,7 @@ class Sizes:
 
 
 SIZES = {
-    "cuda": Sizes(512, 112, 50, 256, 240, 3, 16, 64, 512, 112, large_lengths=(512, 2048), packing_jobs=(1, 2, 4, 12, 8)),
+    "cuda": Sizes(512, 112, 50, 256, 240, 3, 16, 64, 512, 112, large_lengths=(512, 2048), packing_jobs=(1, 2, 4, 8)),
     "cuda-quick": Sizes(
         512, 112, 50, 64, 48, 3, 8, 32, 128, 48, large_lengths=(512,), large_steps=6, packing_jobs=(1, 2), packing_seconds=60
     ),
