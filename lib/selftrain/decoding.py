@@ -1,7 +1,7 @@
 """Decoding of a fixed batch: prefill, then one step recorded as a CUDA graph and replayed for every token.
 
 On a host where launching a kernel costs more than running it, a step of a small model is thousands of launches; a replayed graph is one.
-Weights are read at every replay, so the adapter may change in place; only small modules are compiled, while a step is recorded.
+The adapter is read at every replay of a prefill, so it may change in place; only small modules are compiled, while a step is recorded.
 On a CPU the same steps run unrecorded.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from selftrain.errors import InputError
+from selftrain.joined import Layers, layers_of
 
 GROUPED = "selftrain_grouped"
 ALIGNED = 16  # attention kernels copy masks whose rows are no multiple of this
 GLANCE = 16  # steps between looks at whether every answer has ended: a look waits for the device
+ROTATION = "apply_rotary_pos_emb"  # transformers' name for it in every model's module
 KEPT = 2  # decoders (shapes) kept in memory, each allowed memory.FOR_ANSWERS of it
 
 
@@ -147,23 +150,29 @@ def mend(stream: Any, graphs: Sequence[Any] = ()) -> None:
 
 @contextlib.contextmanager
 def _fused(model: torch.nn.Module) -> Iterator[None]:
-    """Small modules (norms, projections, MLPs) compiled one by one, for the length of a with block: fewer kernels a step, seconds to compile.
+    """Norms, and what else of a layer is not joined, compiled one by one, and the rotation of queries and keys: fewer kernels a step, seconds to compile.
 
     One compiled function serves the modules of a class and shape; attention, which knows its layer, is opened and its parts are taken.
     """
-    changed = []
-    for layer in next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), []):
-        for part in layer.children():
-            for module in part.children() if hasattr(part, "layer_idx") else (part,):
-                if list(module.parameters()) and "forward" not in module.__dict__:
-                    module.forward = functools.partial(_compiled(type(module).forward), module)
-                    changed.append(module)
+    changed, attentions = [], {type(m) for m in model.modules() if hasattr(m, "layer_idx")}
+    places = {id(place): place for a in attentions if ROTATION in (place := inspect.unwrap(a.forward).__globals__)}.values()
+    rotations = [place[ROTATION] for place in places]
     try:
+        for place in places:
+            place[ROTATION] = _compiled(place[ROTATION])
+        for layer in layers_of(model):
+            for part in layer.children():
+                for module in part.children() if hasattr(part, "layer_idx") else (part,):
+                    if list(module.parameters()) and not any("forward" in m.__dict__ for m in module.modules()):
+                        module.forward = functools.partial(_compiled(type(module).forward), module)
+                        changed.append(module)
         with torch._dynamo.config.patch(recompile_limit=64):
             yield
     finally:
         for module in changed:
             del module.forward
+        for place, function in zip(places, rotations, strict=True):
+            place[ROTATION] = function
 
 
 @contextlib.contextmanager
@@ -200,13 +209,14 @@ class Decoder:
     InputError where the model's attention does not fit (see unfit), or prompts are a single token.
     """
 
-    def __init__(self, model: torch.nn.Module, batch: int, prompt_length: int, new_tokens: int, choose: Any, ends: list[int]):
-        why = unfit(model, prompt_length + new_tokens) or ("prompts of a single token" if prompt_length < 2 else None)
+    def __init__(self, layers: Layers, batch: int, prompt_length: int, new_tokens: int, choose: Any, ends: list[int]):
+        why = unfit(layers.model, prompt_length + new_tokens) or ("prompts of a single token" if prompt_length < 2 else None)
         if why:
             raise InputError(why)
-        self.model, self.choose = model, choose
-        device = next(model.parameters()).device
-        self.recorded, self.dtype = device.type == "cuda", next(model.get_base_model().parameters()).dtype
+        self.layers, self.choose = layers, choose
+        weight = next(layers.model.parameters())
+        device, self.dtype = weight.device, weight.dtype
+        self.recorded = device.type == "cuda"
         room = max(new_tokens, 4)  # recording runs a few steps
         length = -(-(prompt_length + room) // ALIGNED) * ALIGNED
 
@@ -222,7 +232,6 @@ class Decoder:
         self.ended = torch.zeros(batch, dtype=torch.bool, device=device)
         self.cache = FixedCache(length, self.slot)
         self.graphs: dict[bool, tuple[Any, Any]] = {}
-        self.addresses: tuple[int, ...] = ()
 
     def _take(self, logits: torch.Tensor) -> None:
         """Pick this step's tokens and move every counter on."""
@@ -235,13 +244,14 @@ class Decoder:
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits (batch, vocabulary) after the last of `ids`."""
-        out = self.model.get_base_model()(
+        out = self.layers.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
         )
         return out.logits[:, -1]
 
     def _prefill(self) -> None:
-        """Read the prompts and pick the first tokens. Padding sees itself alone, so that no row of attention is empty."""
+        """Take the adapter, read the prompts and pick the first tokens. Padding sees itself alone, so that no row of attention is empty."""
+        self.layers.refresh()
         n, low = self.prompt.shape[1], torch.finfo(self.dtype).min
         self.cache.clear()
         self.step.zero_(), self.ended.zero_(), self.slot.fill_(n)
@@ -263,16 +273,16 @@ class Decoder:
         self.slot += 1
         self._take(logits)
 
-    def _record(self) -> tuple[Any, Any]:
-        """Graphs of the prefill and of a step, with the adapter as it is switched now. A failure leaves the device as it was."""
+    def _record(self, plain: bool) -> tuple[Any, Any]:
+        """Graphs of the prefill and of a step. A failure leaves the device as it was."""
         torch.cuda.empty_cache()  # recording allocates from a pool of its own
         before, graphs = torch.cuda.current_stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
         try:
-            with _grouped(self.model), _tensor_cores():
+            with _grouped(self.layers.model), _tensor_cores(), self.layers.running(plain):
                 self._warm(self._prefill)
                 with torch.cuda.graph(graphs[0], pool=pool()):
                     self._prefill()
-                with _fused(self.model):
+                with _fused(self.layers.model):
                     graphs[0].replay()
                     self._warm(self._next)
                     with torch.cuda.graph(graphs[1], pool=pool()):
@@ -292,15 +302,11 @@ class Decoder:
         torch.cuda.current_stream().wait_stream(side)
 
     def _ready(self, plain: bool) -> tuple[Any, Any]:
-        """The two steps as functions: replays where recorded. Recorded anew where a weight has moved."""
+        """The two steps as functions: replays where recorded."""
         if not self.recorded:
             return self._prefill, self._next
-        addresses = tuple(p.data_ptr() for p in self.model.parameters())
-        if addresses != self.addresses:
-            self.graphs.clear()
-            self.addresses = addresses
         if plain not in self.graphs:
-            self.graphs[plain] = self._record()
+            self.graphs[plain] = self._record(plain)
         prefill, following = self.graphs[plain]
         return prefill.replay, following.replay
 
@@ -317,7 +323,10 @@ class Decoder:
         self.keys.copy_(torch.tensor(keys, dtype=torch.int64).to(torch.int32))
         self.temperature.fill_(temperature)
         prefill, following = self._ready(plain)
-        with contextlib.nullcontext() if self.recorded else _grouped(self.model):
+        with contextlib.ExitStack() as stack:
+            if not self.recorded:
+                stack.enter_context(_grouped(self.layers.model))
+                stack.enter_context(self.layers.running(plain))
             prefill()
             for n in range(1, self.new_tokens):
                 if n % GLANCE == 0 and not whole and bool(self.ended.all()):

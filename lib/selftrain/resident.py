@@ -50,8 +50,9 @@ class Resident:
         self.model.eval()
         self.tokenizer, self.name, self.fingerprint, self.kind = tokenizer, name, fingerprint, kind
         self.rank, self.alpha, self.trainer, self.checkpointing = rank, alpha, trainer, checkpointing
-        self.plain_sampling = trainer == "unsloth"  # its patched forward keeps a cache of its own, which cannot be recorded
+        self.plain_sampling = False  # recording answers has failed
         self.is_base = False  # inside as_base
+        self.layers: Any = None  # the layers as decoding runs them (joined.Layers)
         self.decoders: dict[tuple, Any] = {}  # what sampling has recorded, by shape, oldest first
         self.longest: dict[int, int] = {}  # longest prompt so far by new tokens, so that shapes only grow
         self.plain_training = False  # recording training passes has failed
@@ -138,6 +139,7 @@ class Resident:
 
         self.passes.clear()
         self.decoders.clear()
+        self.layers = None
         decoding.leave_pool()
         gc.collect()  # a recording holds itself in a cycle
         if self.device.type == "cuda":

@@ -103,9 +103,15 @@ def left_padded(tokenizer, rows: list[list[int]], to: int, device: torch.device)
 
 
 def decoder(resident: Resident, batch: int, prompt_length: int, new_tokens: int, top_p: float = 1.0, top_k: int = 0) -> Any:
-    """The resident model's decoder of a shape, made at the first need; the few used last are kept. Errors of decoding.Decoder."""
-    from selftrain import decoding
+    """The resident model's decoder of a shape, made at the first need and anew where a weight has moved; the few used last are kept.
 
+    Errors of decoding.Decoder and joined.Layers.
+    """
+    from selftrain import decoding, joined
+
+    if resident.layers is None or resident.layers.moved():
+        resident.decoders.clear()
+        resident.layers = joined.Layers(resident.model, patched=resident.trainer == "unsloth")
     key = (batch, prompt_length, new_tokens, top_p, top_k)
     found = resident.decoders.pop(key, None)
     if found is None:
@@ -117,7 +123,7 @@ def decoder(resident: Resident, batch: int, prompt_length: int, new_tokens: int,
             if processors or resident.device.type == "cpu"
             else torch.compile(pick, dynamic=False)
         )
-        found = decoding.Decoder(resident.model, batch, prompt_length, new_tokens, choose, [resident.tokenizer.eos_token_id])
+        found = decoding.Decoder(resident.layers, batch, prompt_length, new_tokens, choose, [resident.tokenizer.eos_token_id])
     resident.decoders[key] = found
     return found
 

@@ -147,7 +147,7 @@ def test_unsloth_is_told_everything_that_it_would_decide_itself(tiny, monkeypatc
     }
     assert asked["lora"]["target_modules"] == "all-linear" and (asked["lora"]["r"], asked["lora"]["lora_alpha"]) == (4, 8)
     taken = Resident(tiny.model, tiny.tokenizer, name="t", fingerprint="t", kind="instruct", rank=4, alpha=8, trainer="unsloth")
-    assert taken.model is tiny.model and taken.plain_sampling
+    assert taken.model is tiny.model
     taken.fresh(1)
     rows = trajectory.rows_for(tiny.tokenizer, "sft", ITEMS)
     assert train(taken, rows, trajectory.SETTINGS).trainer == "unsloth"

@@ -100,8 +100,7 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
     device_name = torch.cuda.get_device_name() if device == "cuda" else f"cpu {os.uname().machine} {torch.get_num_threads()} threads"
     path = report.file_for(device_name, quick)
     peaks = floors.peaks_of(device_name) if device == "cuda" else floors.measured_cpu()
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
-    result |= {
+    about = {
         "date": str(date.today()),
         "quick": quick,
         "device": {"type": device, "name": device_name},
@@ -110,21 +109,22 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
         "peaks": asdict(peaks) if peaks else None,
     }
     for name in only or names:
-        if not again and not only and report.done(result, name):
+        if not again and not only and report.done(report.read(path), name):
             continue
         print(f"{name} ...", end=" ", flush=True)
         busy = os.getloadavg()[0]
-        result["parts"][name] = {**in_a_process(name, sizes, device), "load_before": round(busy, 2)}
-        print(result["parts"][name].get("error") or "done", f"({result['parts'][name]['seconds']:.0f} s)", flush=True)
-        result |= {"floors": report.floors(result), "targets": report.targets(result), "crossover": report.crossover(result)}
+        part = {**in_a_process(name, sizes, device), "load_before": round(busy, 2), "commit": about["environment"]["commit"]}
+        print(part.get("error") or "done", f"({part['seconds']:.0f} s)", flush=True)
+        result = report.read(path) | about  # as it is now: another run may have added a part
+        result["parts"][name] = part
         report.write(path, result)
     show(path)
-    return int(any(p["status"] != "ok" for p in result["parts"].values()))
+    return int(any(p["status"] != "ok" for p in report.read(path)["parts"].values()))
 
 
 def show(path: Path) -> None:
     """Print a result's tables, its failures, and where it is kept."""
-    result, console = json.loads(path.read_text(encoding="utf-8")), Console(width=140)
+    result, console = report.read(path), Console(width=140)
     for table in report.tables(result):
         console.print(table)
     for name, part in result["parts"].items():
@@ -132,6 +132,8 @@ def show(path: Path) -> None:
             console.print(f"{name} failed: {part['error']}", markup=False)
     if found := result.get("crossover"):
         console.print(f"Unsloth trains faster from {found:,.0f} parameters on; trainers.CROSSOVER decides what `auto` takes.")
+    for note in result.get("notes", ()):
+        console.print(f"Note: {note}", markup=False)
     busy = max((part.get("load_before", 0.0) for part in result["parts"].values()), default=0.0)
     if result["device"]["type"] == "cpu" and busy > BUSY * (os.cpu_count() or 1):
         console.print(

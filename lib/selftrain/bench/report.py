@@ -32,9 +32,15 @@ def file_for(device_name: str, quick: bool, day: date | None = None) -> Path:
     return paths.RESULTS / "bench" / f"{name}-{day or date.today()}{'-quick' if quick else ''}.json"
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A result as it is kept, one without any part where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
+
+
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write a result, whole or not at all."""
+    """Write a result and what it adds up to, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    result |= {"floors": floors(result), "targets": targets(result), "crossover": crossover(result)}
     jsonl.write_text(path, json.dumps(result, indent=1) + "\n")
 
 
@@ -140,7 +146,7 @@ def crossover(result: dict[str, Any]) -> float | None:
 
 def newest(kind: str = "cuda") -> tuple[Path, dict[str, Any]] | None:
     """The newest committed result of a device type; a quick one only where there is no other."""
-    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted((paths.RESULTS / "bench").glob("*.json"))]
+    found = [(path, read(path)) for path in sorted((paths.RESULTS / "bench").glob("*.json"))]
     found = [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
     return max(found, key=lambda f: (not f[1]["quick"], f[1]["date"]), default=None)
 

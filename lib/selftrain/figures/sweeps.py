@@ -15,6 +15,7 @@ from selftrain import analysis
 from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_names, panel_order, shade, traits_in
 
 ABREAST = 4  # maps in a row
+SPARSE = 2 / 3  # share of a trait-by-arm grid of maps below which those that were run stand side by side, without gaps
 FEWEST_SEEDS = 3  # that get a band: the t interval of two is twelve standard errors wide and hides what it is drawn around
 
 
@@ -117,28 +118,30 @@ def sweep_map(changes: pd.DataFrame, by: str = "n_seed") -> tuple[Figure, pd.Dat
     arms = sorted(cells["arm"].unique(), key=panel_order)
     rows, columns = sorted(cells[by].unique()), sorted(cells["n_sampled"].unique())
     width, height = max(1.9, 0.8 * len(columns) + 0.6), max(1.1, 0.55 * len(rows) + 0.5)
-    beside = min(len(traits), max(1, ABREAST // len(arms)))  # traits in one row of maps
-    down, across = -(-len(traits) // beside), beside * len(arms)
+    run, maps = set(zip(cells["trait"], cells["arm"], strict=True)), [(trait, arm) for trait in traits for arm in arms]
+    across = len(arms) * min(len(traits), max(1, ABREAST // len(arms)))
+    if len(run) < SPARSE * len(maps):
+        maps, across = [pair for pair in maps if pair in run], min(len(run), ABREAST + 2)
+    down = -(-len(maps) // across)
     figure, axes = plt.subplots(
         down, across, figsize=(width * across + 1, height * down + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     image = None
-    for i, trait in enumerate(traits):
-        for j, arm in enumerate(arms):
-            axis, cell = axes[i // beside][i % beside * len(arms) + j], cells[(cells["trait"] == trait) & (cells["arm"] == arm)]
-            grid = cell.pivot(index=by, columns="n_sampled", values="change").reindex(index=rows, columns=columns)
-            image = axis.imshow(grid.astype(float), cmap="RdBu_r", vmin=-60, vmax=60, aspect="auto", origin="lower")
-            for (y, x), value in np.ndenumerate(grid.to_numpy(dtype=float)):
-                if not np.isnan(value):
-                    axis.text(x, y, f"{value:+.0f}", ha="center", va="center", fontsize=10, color="white" if abs(value) > 38 else "black")
-            axis.set_xticks(range(len(columns)), [f"M={m}" for m in columns])
-            axis.set_yticks(range(len(rows)), [f"{'N' if by == 'n_seed' else by}={n:g}" for n in rows])
-            axis.grid(False)
-            if cell.empty:
-                axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=GREY, fontsize=8)
-            axis.set_title(textwrap.fill(f"{trait}: {arm}", max(16, int(width * 9))), fontsize=8)
-            axis.tick_params(labelbottom=i + beside >= len(traits))
-    for axis in axes.flat[len(traits) * len(arms) :]:
+    for place, ((trait, arm), axis) in enumerate(zip(maps, axes.flat, strict=False)):
+        cell = cells[(cells["trait"] == trait) & (cells["arm"] == arm)]
+        grid = cell.pivot(index=by, columns="n_sampled", values="change").reindex(index=rows, columns=columns)
+        image = axis.imshow(grid.astype(float), cmap="RdBu_r", vmin=-60, vmax=60, aspect="auto", origin="lower")
+        for (y, x), value in np.ndenumerate(grid.to_numpy(dtype=float)):
+            if not np.isnan(value):
+                axis.text(x, y, f"{value:+.0f}", ha="center", va="center", fontsize=10, color="white" if abs(value) > 38 else "black")
+        axis.set_xticks(range(len(columns)), [f"M={m}" for m in columns])
+        axis.set_yticks(range(len(rows)), [f"{'N' if by == 'n_seed' else by}={n:g}" for n in rows])
+        axis.grid(False)
+        if cell.empty:
+            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=GREY, fontsize=8)
+        axis.set_title(textwrap.fill(f"{trait}: {arm}", max(16, int(width * 9))), fontsize=8)
+        axis.tick_params(labelbottom=place + across >= len(maps))
+    for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
     figure.colorbar(image, ax=axes, label="change of trait score,\ncycle 0 to last", shrink=min(0.9, 3.2 / figure.get_figheight()))
     plt.close(figure)
