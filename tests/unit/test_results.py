@@ -121,6 +121,20 @@ def test_figures_are_drawn_and_saved_with_what_they_plot(panel, tmp_path):
     assert rows.loc[rows["cycle"] == -1, "trait_score"].iloc[0] in drawn
 
 
+def test_maps_that_were_not_run_leave_no_gaps_in_a_sparse_grid():
+    def titles(cells):
+        table = pd.DataFrame([dict(trait=t, init=i, n_seed=n, n_sampled=64, change=3.0, first=20.0) for t, i, n in cells])
+        table = table.assign(chain=[f"c{i}" for i in range(len(table))], regime="sft", null="none", dose_matched=False)
+        figure, _ = figures.sweep_map(table)
+        return [axis.get_title() for axis in figure.axes if axis.get_visible() and axis.get_title()]
+
+    cells = [("bliss", "reinit", 25), ("bliss", "continual", 25), ("lucky", "reinit", 50)]
+    assert len(titles(cells)) == 4, "three of four: the gap shows what was not run"
+    more = [("nvidia", "reinit", 25), ("sycophancy", "reinit", 25), ("misalignment", "reinit", 25)]
+    found = titles(cells + more)
+    assert len(found) == 6 and sum("continual" in title for title in found) == 1
+
+
 def test_calibrate_names_the_n_nearest_to_each_target(small, tiny):
     settings = {k: v for k, v in small.items() if k != "n_seed"}
     table = calibrate([2, 4, 8], targets=(1, 99), resident=tiny, study="c", **settings)

@@ -15,6 +15,7 @@ from selftrain import analysis
 from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_names, panel_order, shade, traits_in
 
 ABREAST = 4  # maps in a row
+WIDE = 14  # inches that maps without gaps may fill
 SPARSE = 2 / 3  # share of a trait-by-arm grid of maps below which those that were run stand side by side, without gaps
 FEWEST_SEEDS = 3  # that get a band: the t interval of two is twelve standard errors wide and hides what it is drawn around
 
@@ -121,7 +122,7 @@ def sweep_map(changes: pd.DataFrame, by: str = "n_seed") -> tuple[Figure, pd.Dat
     run, maps = set(zip(cells["trait"], cells["arm"], strict=True)), [(trait, arm) for trait in traits for arm in arms]
     across = len(arms) * min(len(traits), max(1, ABREAST // len(arms)))
     if len(run) < SPARSE * len(maps):
-        maps, across = [pair for pair in maps if pair in run], min(len(run), ABREAST + 2)
+        maps, across = [pair for pair in maps if pair in run], min(len(run), int(WIDE // width))
     down = -(-len(maps) // across)
     figure, axes = plt.subplots(
         down, across, figsize=(width * across + 1, height * down + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
