@@ -148,7 +148,9 @@ def unpatched(base: torch.nn.Module) -> torch.nn.Module:
     return model.to(next(iter(weights.values())).device).eval()
 
 
-NOISE = 0.2  # mean absolute difference of a log-prob that rounding explains, over the tokens that matter (bench/correctness.py measures 0.04)
+NOISE = (
+    0.2  # mean absolute difference of a log-prob that rounding explains, over the tokens that matter (bench/correctness.py measures 0.04)
+)
 
 
 class Layers:

@@ -9,6 +9,7 @@ import re
 import pandas as pd
 
 from selftrain import analysis, claims, jsonl, paths, results, rules, study
+from selftrain.bench import report
 from selftrain.errors import InputError, run_command
 
 README = "README.md"
@@ -98,11 +99,27 @@ def judge() -> str:
     return _table(head, [*rows, bars]) + "\n\n" + said
 
 
+def speed() -> str:
+    """The newest committed GPU bench: this project against a plain baseline, Unsloth against TRL, and what limits the numbers."""
+    found = report.newest("cuda")
+    if found is None:
+        return "No bench of a GPU has been committed yet."
+    path, result = found
+    commit = ", ".join(sorted({part["commit"] for part in result["parts"].values()}))
+    size = result["sizes"]
+    lines = [
+        f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`]({paths.shown(path)}): median (least-greatest). "
+        f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens."
+    ]
+    lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result)), *result.get("notes", [])]
+    return "\n\n".join(lines)
+
+
 def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
 
 
-BLOCKS = {"laptop": laptop, "claims": claim_table, "arms": arms, "judge": judge}
+BLOCKS = {"laptop": laptop, "claims": claim_table, "arms": arms, "judge": judge, "speed": speed}
 
 
 def filled(text: str) -> str:

@@ -22,7 +22,9 @@ def model_of(kind: str):
     import transformers
 
     more = {"Gemma3": dict(head_dim=8, sliding_window=512), "Qwen3": dict(head_dim=8)}.get(kind, {})
-    config = getattr(transformers, f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config")(**SIZE, **more, bos_token_id=1, eos_token_id=2)
+    config = getattr(transformers, f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config")(
+        **SIZE, **more, bos_token_id=1, eos_token_id=2
+    )
     torch.manual_seed(0)
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 

@@ -160,30 +160,47 @@ def _shown(number: Any) -> str:
     return f"{one(number['median'])} ({one(number['min'])}-{one(number['max'])})" if isinstance(number, dict) else one(number)
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
-    """The tables of a result: baseline against this project, packing, trainers, correctness, targets."""
+COMPARED = ["", "plain baseline", "this project", "times", "floor"]
+TRAINED = ["TRL / Unsloth, Qwen3's shapes", "tokens/s", "memory without weights, GB", "peak, GB", "tokens/s sampled"]
+
+
+def compared(result: dict[str, Any]) -> list[list[str]]:
+    """Rows under COMPARED: median (least-greatest) of the baseline and of this project, how many times better, the floor."""
     base, ours, floor = done(result, "baseline") or {}, done(result, "ours") or {}, floors(result)
-    quick = ", quick sizes" if result["quick"] else ""
-    table = Table(title=f"{result['device']['name']}, {result['date']}{quick}: median (least-greatest)")
-    for column in ("", "plain baseline", "this project", "times", "floor"):
-        table.add_column(column, justify="left" if not column else "right")
+    rows = []
     for key, what, more in NUMBERS:
         times = ratio(result, key, more)
-        table.add_row(what, _shown(base.get(key)), _shown(ours.get(key)), f"{times:.2f}" if times else "-", _shown(floor.get(key)))
+        rows.append([what, _shown(base.get(key)), _shown(ours.get(key)), f"{times:.2f}" if times else "-", _shown(floor.get(key))])
     for jobs, rate in chains_per_hour(result).items():
         alone = 3600 / (CYCLES * value(base["cycle_seconds"])) if base else None
-        table.add_row(f"chains/hour, {jobs}", _shown(alone), _shown(rate), f"{rate / alone:.2f}" if alone else "-", "")
-    made = [table]
-    if found := pairs_of_trainers(result):
-        trained = Table(title="training at Qwen3 shapes, random weights: TRL / Unsloth")
-        for column in ("", "tokens/s", "memory without weights, GB", "peak, GB", "tokens/s sampled"):
-            trained.add_column(column)
-        for what, trl, unsloth in found:
-            keys = ("train_tokens_per_second", "memory_without_weights_gb", "peak_memory_gb", "sample_tokens_per_second")
-            trained.add_row(what, *(f"{_shown(value(trl[k]))} / {_shown(value(unsloth[k]))}" for k in keys))
-        made.append(trained)
-    made.append(_checks(result))
-    return made
+        rows.append([f"chains/hour, {jobs}", _shown(alone), _shown(rate), f"{rate / alone:.2f}" if alone else "-", ""])
+    return rows
+
+
+def trained(result: dict[str, Any]) -> list[list[str]]:
+    """Rows under TRAINED: TRL's and Unsloth's numbers of every setting that both have done."""
+    keys = ("train_tokens_per_second", "memory_without_weights_gb", "peak_memory_gb", "sample_tokens_per_second")
+    return [
+        [what, *(f"{_shown(value(trl[k]))} / {_shown(value(unsloth[k]))}" for k in keys)]
+        for what, trl, unsloth in pairs_of_trainers(result)
+    ]
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The tables of a result: baseline against this project, packing, trainers, correctness, targets."""
+    quick = ", quick sizes" if result["quick"] else ""
+    made = []
+    for title, head, rows in (
+        (f"{result['device']['name']}, {result['date']}{quick}: median (least-greatest)", COMPARED, compared(result)),
+        ("training with random weights", TRAINED, trained(result)),
+    ):
+        table = Table(title=title)
+        for column in head:
+            table.add_column(column, justify="right" if head is COMPARED and column else "left")
+        for row in rows:
+            table.add_row(*row)
+        made += [table] if rows else []
+    return [*made, _checks(result)]
 
 
 def _checks(result: dict[str, Any]) -> Table:
