@@ -175,17 +175,6 @@ def _fused(model: torch.nn.Module) -> Iterator[None]:
             place[ROTATION] = function
 
 
-@contextlib.contextmanager
-def _tensor_cores() -> Iterator[None]:
-    """float32 products on tensor cores (10 bits of mantissa) for the length of a with block: LoRA's, beside a base model of bfloat16 (7 bits)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def unfit(model: torch.nn.Module, length: int) -> str | None:
     """Why answers of `length` tokens, prompt included, cannot be decoded this way; None if they can."""
     config = model.config.get_text_config()
@@ -278,7 +267,7 @@ class Decoder:
         torch.cuda.empty_cache()  # recording allocates from a pool of its own
         before, graphs = torch.cuda.current_stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
         try:
-            with _grouped(self.layers.model), _tensor_cores(), self.layers.running(plain):
+            with _grouped(self.layers.model), self.layers.running(plain):
                 self._warm(self._prefill)
                 with torch.cuda.graph(graphs[0], pool=pool()):
                     self._prefill()

@@ -89,8 +89,8 @@ def _lora(module: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 
 def _fits(module: Any) -> bool:
-    """Whether a module is a product with a matrix, with at most one plain LoRA around it."""
-    if type(_base(module)) is not torch.nn.Linear:
+    """Whether a module is a product with a matrix, with at most one plain LoRA around it and no forward of its own."""
+    if type(_base(module)) is not torch.nn.Linear or "forward" in module.__dict__ or "forward" in _base(module).__dict__:
         return False
     if module is _base(module):
         return True
@@ -113,20 +113,25 @@ def groups(model: torch.nn.Module, source: torch.nn.Module, copied: bool) -> lis
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers of a model, first to last."""
-    return list(next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), []))
+    """The layers of a model's decoder, first to last."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return list(next((m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)), []))
 
 
 def unpatched(base: torch.nn.Module) -> torch.nn.Module:
     """The model in classes imported anew, on the same weights: what Unsloth has done to its classes is not in these.
 
-    InputError where a weight is not a plain tensor of the shape that the classes want (4-bit weights, say).
+    InputError where the classes are not transformers' own, or a weight is not a plain tensor of the shape that they want (4-bit weights, say).
+    The patched classes lose transformers' means to return hidden states layer by layer, which are registered by the name of a class.
     """
     from accelerate import init_empty_weights
 
     name = type(base).__module__
-    patched, package = sys.modules.pop(name), sys.modules[name.rpartition(".")[0]]
+    if not name.startswith("transformers.models."):
+        raise InputError(f"{type(base).__name__} is not a class of transformers but of {name}")
+    patched, package = sys.modules[name], sys.modules[name.rpartition(".")[0]]
     try:
+        del sys.modules[name]
         made = getattr(importlib.import_module(name), type(base).__name__)
     finally:
         sys.modules[name] = patched
@@ -135,22 +140,29 @@ def unpatched(base: torch.nn.Module) -> torch.nn.Module:
     config._attn_implementation = "sdpa"
     with init_empty_weights(include_buffers=False):
         model = made(config)
-    weights = {key.replace(".base_layer", ""): p for key, p in base.named_parameters() if ".lora_" not in key}
-    for key, p in list(model.named_parameters(remove_duplicate=False)):
+    weights, wanted = _weights(base), dict(model.named_parameters(remove_duplicate=False))
+    if odd := sorted(model.state_dict().keys() - wanted):
+        raise InputError(f"{odd[0]} is kept with the weights of {type(base).__name__} and is none")
+    for key, p in wanted.items():
         held = weights.get(key)
-        if held is None and key.endswith("lm_head.weight"):
-            continue  # tied
-        if held is None or held.shape != p.shape or not held.is_floating_point():
+        if held is not None and held.shape == p.shape and held.is_floating_point():
+            owner, _, last = key.rpartition(".")
+            model.get_submodule(owner)._parameters[last] = held
+        elif held is not None or not key.endswith("lm_head.weight"):
             raise InputError(f"{key} is not as {type(base).__name__} has it")
-        owner, _, last = key.rpartition(".")
-        model.get_submodule(owner)._parameters[last] = held
-    model.tie_weights()
+    if any(p.is_meta for p in model.parameters()):
+        model.tie_weights()  # a head that the model does not have of its own
+    if missing := [key for key, p in model.named_parameters() if p.is_meta]:
+        raise InputError(f"{missing[0]} is not as {type(base).__name__} has it")
     return model.to(next(iter(weights.values())).device).eval()
 
 
-NOISE = (
-    0.2  # mean absolute difference of a log-prob that rounding explains, over the tokens that matter (bench/correctness.py measures 0.04)
-)
+def _weights(base: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model by the names that they have without PEFT."""
+    return {key.replace(".base_layer", ""): p for key, p in base.named_parameters() if ".lora_" not in key}
+
+
+NOISE = 0.2  # nats: mean difference of log-probs, weighted by probability, that is far above rounding and far below another model's
 
 
 class Layers:
@@ -165,7 +177,7 @@ class Layers:
         self.groups = groups(self.model, base, copied=sum(p.numel() for p in self.model.parameters()) < trainers.CROSSOVER)
         self.addresses = self._addresses()
         if patched:
-            self._check()
+            self._check(base)
 
     def _addresses(self) -> tuple[int, ...]:
         return tuple(p.data_ptr() for p in self.of.parameters())
@@ -175,12 +187,16 @@ class Layers:
         return self.addresses != self._addresses()
 
     @torch.no_grad()
-    def _check(self) -> None:
-        """InputError where the model's own forward gives other log-probs of its likely tokens."""
+    def _check(self, base: torch.nn.Module) -> None:
+        """InputError where a LoRA is not among the groups, or the model's own forward gives other log-probs."""
+        adapted = {m for m in base.modules() if hasattr(m, "lora_A")}
+        if len(adapted) != sum(len(group.lora) for group in self.groups):
+            raise InputError(f"not every LoRA of {type(base).__name__} can be joined")
+        off = any(m.disable_adapters for m in adapted)
         ids = torch.arange(100, 164, device=next(self.of.parameters()).device).view(2, 32) % self.model.config.get_text_config().vocab_size
         own = self.of(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().log_softmax(-1)
         self.refresh()
-        with self.running(plain=False):
+        with self.running(plain=off):
             mine = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().log_softmax(-1)
         gap = ((own - mine).abs() * own.exp()).sum(-1).mean().item()
         if not gap <= NOISE:
@@ -194,13 +210,14 @@ class Layers:
     @contextlib.contextmanager
     def running(self, plain: bool) -> Iterator[None]:
         """The projections are joined for the length of a with block; `plain`: without the adapter."""
-        for group in self.groups:
-            group.plain = plain
-            for index, module in enumerate(group.modules):
-                module.forward = functools.partial(group, index)
         try:
+            for group in self.groups:
+                group.plain = plain
+                for index, module in enumerate(group.modules):
+                    module.forward = functools.partial(group, index)
             yield
         finally:
             for group in self.groups:
+                group.input, group.outputs = None, ()
                 for module in group.modules:
-                    del module.forward
+                    module.__dict__.pop("forward", None)

@@ -111,7 +111,12 @@ def decoder(resident: Resident, batch: int, prompt_length: int, new_tokens: int,
 
     if resident.layers is None or resident.layers.moved():
         resident.decoders.clear()
-        resident.layers = joined.Layers(resident.model, patched=resident.trainer == "unsloth")
+        resident.layers = None  # frees the old copies before the new are made
+        try:
+            resident.layers = joined.Layers(resident.model, patched=resident.trainer == "unsloth")
+        except InputError:
+            resident.plain_sampling = True  # no shape of batch will change that
+            raise
     key = (batch, prompt_length, new_tokens, top_p, top_k)
     found = resident.decoders.pop(key, None)
     if found is None:

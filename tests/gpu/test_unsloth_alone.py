@@ -1,4 +1,4 @@
-"""Unsloth in a process of its own: recorded sampling says what its patched model says, and a chain of each regime runs on it."""
+"""Unsloth in a process of its own: recorded sampling says what its patched model says, and a chain of SFT and one of DPO run on it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ chain = Chain(study="gpu", panel=f"unsloth_{regime}", trait="bliss", regime=regi
 for cycle in (BASE, 0, 1):
     chain.run_cycle(cycle)
 log = json.loads((chain.cycle_folder(1) / "train_log.json").read_text())
-print(json.dumps({"trainer": log["trainer"], "cycles": len(chain.manifest()["cycles"])}))
+print(json.dumps({"trainer": log["trainer"], "cycles": len(chain.manifest()["cycles"]), "plain": chain._resident.plain_sampling}))
 """
 
 
@@ -73,4 +73,4 @@ def test_recorded_steps_say_what_the_patched_model_says(tmp_path):
 
 @pytest.mark.parametrize(("regime", "init"), [("sft", "reinit"), ("dpo", "continual")])
 def test_a_chain_runs_on_unsloth(tmp_path, regime, init):
-    assert printed(CHAIN, tmp_path, regime, init) == {"trainer": "unsloth", "cycles": 3}
+    assert printed(CHAIN, tmp_path, regime, init) == {"trainer": "unsloth", "cycles": 3, "plain": False}

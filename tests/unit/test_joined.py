@@ -120,15 +120,14 @@ def test_what_cannot_be_joined_goes_its_own_way():
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma3"])
 def test_patched_classes_are_passed_by(monkeypatch, kind):
-    """Attention, MLP and the whole model are patched, as Unsloth does; the layers are not, and hold the very same weights."""
+    """Attention and MLP are patched, as Unsloth does; the layers are not, and hold the very same weights."""
     model = adapted(kind)
     own, base = model(IDS).logits, model.get_base_model()
     module = sys.modules[type(base).__module__]
     for part in (layers_of(base)[0].self_attn, layers_of(base)[0].mlp):
         monkeypatch.setattr(type(part), "forward", lambda self, *given, **named: 1 / 0)
-    layers = Layers.__new__(Layers)
-    monkeypatch.setattr(Layers, "_check", lambda self: None)  # the patched model says nothing at all here
-    layers.__init__(model, patched=True)
+    monkeypatch.setattr(Layers, "_check", lambda self, base: None)  # the patched model says nothing at all here
+    layers = Layers(model, patched=True)
     assert sys.modules[module.__name__] is module and type(layers.model) is not type(base)
     assert {p.data_ptr() for p in layers.model.parameters()} == {p.data_ptr() for n, p in base.named_parameters() if ".lora_" not in n}
     torch.testing.assert_close(said(layers), own, atol=1e-5, rtol=1e-4)
@@ -141,10 +140,18 @@ def test_unpatched_classes_that_say_something_else_are_refused(monkeypatch):
     model = adapted("Llama")
     monkeypatch.setattr(joined, "NOISE", 1e-4)  # a tiny model's words are all about as likely
     assert Layers(model, patched=True).model is not model.get_base_model()
+    with model.disable_adapter():
+        assert Layers(model, patched=True).groups
     mlp = type(layers_of(model)[0].mlp)
     forward = mlp.forward
     monkeypatch.setattr(mlp, "forward", lambda self, x: forward(self, x) * 2)
     with pytest.raises(InputError, match="nats a token"):
+        Layers(model, patched=True)
+
+
+def test_unpatched_classes_without_all_of_the_adapter_are_refused():
+    model = get_peft_model(model_of("Llama"), LoraConfig(r=4, target_modules="all-linear", use_dora=True)).eval()
+    with pytest.raises(InputError, match="not every LoRA of LlamaForCausalLM"):
         Layers(model, patched=True)
 
 
@@ -154,6 +161,33 @@ def test_weights_of_another_form_are_refused():
     down.weight = torch.nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(InputError, match="down_proj.weight is not as LlamaForCausalLM has it"):
         Layers(model, patched=True)
+
+
+def test_classes_of_another_package_are_refused():
+    base = model_of("Llama")
+    base.__class__ = type("Compiled", (type(base),), {"__module__": "unsloth_compiled_module_llama"})
+    with pytest.raises(InputError, match="is not a class of transformers but of unsloth_compiled_module_llama"):
+        joined.unpatched(base)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", [True, False])
+def test_a_head_is_tied_only_where_the_model_has_none_of_its_own(own):
+    base = model_of("Gemma3")  # tied by its config
+    if own:
+        base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.clone() * 2)
+    assert torch.equal(joined.unpatched(base)(IDS).logits, base(IDS).logits)
+
+
+@torch.no_grad()
+def test_modules_are_as_before_after_a_failure():
+    model = adapted("Llama")
+    layers, own = Layers(model), model(IDS).logits
+    with pytest.raises(RuntimeError, match="stop"), layers.running(plain=False):
+        layers.groups[0](0, torch.ones(1, 1, 32))
+        raise RuntimeError("stop")
+    assert layers.groups[0].input is None and layers.groups[0].outputs == ()
+    assert torch.equal(model(IDS).logits, own)
 
 
 def test_layers_are_made_anew_where_a_weight_has_moved(tiny):
@@ -167,3 +201,17 @@ def test_layers_are_made_anew_where_a_weight_has_moved(tiny):
     assert again is not first and again.layers is tiny.layers is not layers
     tiny.forget()
     assert tiny.layers is None
+
+
+def test_a_refusal_is_remembered(tiny, monkeypatch):
+    def refuse(*given, **named):
+        raise InputError("no")
+
+    tiny.forget()
+    monkeypatch.setattr(joined, "Layers", refuse)
+    try:
+        with pytest.raises(InputError, match="no"):
+            decoder(tiny, 1, 8, 4)
+        assert tiny.plain_sampling and tiny.layers is None
+    finally:
+        tiny.plain_sampling = False

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from selftrain import decoding
 from selftrain.errors import InputError
+from selftrain.joined import Layers
 from selftrain.sampling import KeyedSampling, Request, _generated, decoder, hashed_exponentials, left_padded, nll, sample
 
 
@@ -148,7 +149,7 @@ def test_what_cannot_be_recorded_says_why(tiny):
     Config._attn_implementation = "eager"
     assert "eager" in decoding.unfit(model, 8)
     with pytest.raises(InputError, match="single token"):
-        decoding.Decoder(tiny.model, 1, 1, 4, None, [0])
+        decoding.Decoder(Layers(tiny.model), 1, 1, 4, None, [0])
     with pytest.raises(InputError, match="s_aux"):
         decoding.grouped_attention(None, torch.zeros(1, 2, 1, 4), None, None, None, s_aux=torch.zeros(2))
 

@@ -122,7 +122,7 @@ def sweep_map(changes: pd.DataFrame, by: str = "n_seed") -> tuple[Figure, pd.Dat
     run, maps = set(zip(cells["trait"], cells["arm"], strict=True)), [(trait, arm) for trait in traits for arm in arms]
     across = len(arms) * min(len(traits), max(1, ABREAST // len(arms)))
     if len(run) < SPARSE * len(maps):
-        maps, across = [pair for pair in maps if pair in run], min(len(run), int(WIDE // width))
+        maps, across = [pair for pair in maps if pair in run], min(len(run), max(1, int(WIDE // width)))
     down = -(-len(maps) // across)
     figure, axes = plt.subplots(
         down, across, figsize=(width * across + 1, height * down + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
