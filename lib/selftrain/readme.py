@@ -101,14 +101,11 @@ def judge() -> str:
 
 def speed() -> str:
     """The newest committed GPU bench: this project against a plain baseline, Unsloth against TRL, and what limits the numbers."""
-    found = report.newest("cuda")
-    if found is None:
-        return "No bench of a GPU has been committed yet."
-    path, result = found
+    path, result = report.newest("cuda", committed=True)
     commit = ", ".join(sorted({part["commit"] for part in result["parts"].values()}))
     size = result["sizes"]
     lines = [
-        f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`]({paths.shown(path)}): median (least-greatest). "
+        f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
         f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens."
     ]
     lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result)), *result.get("notes", [])]

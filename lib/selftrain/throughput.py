@@ -9,11 +9,11 @@ from pathlib import Path
 
 from selftrain import memory, paths, trainers
 from selftrain.bench import large, report
-from selftrain.bench.floors import PEAKS, Peaks, Shape, peaks_of, sampling_step, training_step
+from selftrain.bench.floors import Peaks, Shape, peaks_of, sampling_step, training_step
+from selftrain.errors import InputError
 
-UTILISATION = 0.4  # share of peak bandwidth and arithmetic that large models are taken to reach; nothing measured yet
+UTILISATION = 0.4  # share of peak bandwidth and arithmetic that large models are taken to reach: Unsloth's training at 4B and 2,048 tokens does (results/bench)
 ELEMENT = 2  # bytes a bfloat16 parameter
-SMALL = Shape(134_515_008, ELEMENT, 23_040)  # SmolLM2-135M, which the measured steps belong to
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,13 @@ class Machine:
         return max(0.0, self.train_step - training_step(self.shape, round(self.train_tokens), self.peaks) / UTILISATION)
 
 
-# One H100 on a slow host, 2026-11-23: 9.3 ms a recorded decoding step at batch 512, 0.25 s a training step of
-# 16 rows of about 100 tokens, 30 s of imports and 9 s of recording a process.
-MEASURED = Machine("one H100 with a slow host, 2026-11-23", SMALL, PEAKS["H100"], 512, 120.0, 0.0093, 1600.0, 0.25, 30.0 + 9.0)
-
-
 def machine() -> Machine:
-    """The newest committed GPU bench, else the figures above."""
-    found = report.newest("cuda")
-    if found is None or (peaks := peaks_of(found[1]["device"]["name"])) is None:
-        return MEASURED
-    path, result = found
+    """The machine of the newest GPU bench whose GPU's peaks are known, one's own before the committed ones; InputError where there is none."""
+    benches = [found for committed in (False, True) if (found := report.newest("cuda", committed))]
+    known = [(path, result, peaks) for path, result in benches if (peaks := peaks_of(result["device"]["name"]))]
+    if not known:
+        raise InputError("results/bench has no bench of a GPU that bench/floors.py knows; run `make bench` on one, and add its peaks there")
+    path, result, peaks = known[0]
     ours = report.done(result, "ours")
     return Machine(
         f"{result['device']['name']}, {result['date']} ({paths.shown(path)})",

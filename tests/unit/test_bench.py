@@ -116,7 +116,7 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     path = report.file_for("NVIDIA H100 80GB HBM3", False, date(2026, 11, 23))
     assert path.name == "nvidia-h100-80gb-hbm3-2026-11-23.json"
     report.write(path, result)
-    assert report.newest("cuda")[0] == path and report.newest("cpu") is None
+    assert report.newest("cuda")[0] == path and report.newest("cuda", committed=True)[0] != path
     bench.show(path)
     shown = capsys.readouterr().out
     for text in (

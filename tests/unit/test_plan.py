@@ -27,9 +27,9 @@ def configs(**grid):
 
 def seconds(*chains):
     """Work of some chains, what they share counted once."""
-    m, found = throughput.MEASURED, {}
+    m, found = throughput.machine(), {}
     for config in chains:
-        found |= dict(plan.work(config, m, throughput.SMALL))
+        found |= dict(plan.work(config, m, m.shape))
     return found
 
 
@@ -56,7 +56,7 @@ def test_a_study_without_gaps_says_so(tmp_path, capsys):
     (tmp_path / "x.yaml").write_text("study: x\npanels:\n  a: {%s}\n" % GRID)  # noqa: UP031
     plan.show(study.read(str(tmp_path / "x.yaml")))
     shown = capsys.readouterr().out
-    assert "missing: nothing" in shown and "estimate" in shown and throughput.MEASURED.source in shown
+    assert "missing: nothing" in shown and "estimate" in shown and throughput.machine().source in shown
 
 
 def test_shared_work_is_counted_once():
@@ -80,22 +80,23 @@ def test_more_work_takes_longer_and_a_larger_model_too():
     total = sum(seconds(small).values())
     for change in (dict(last_cycle=4), dict(max_new_tokens=400), dict(n_answers=200), dict(epochs=9)):
         assert sum(seconds(*configs(**change)).values()) > total
-    m, four = throughput.MEASURED, throughput.shape_of("Qwen/Qwen3-4B-Instruct-2507")
+    m, four = throughput.machine(), throughput.shape_of("Qwen/Qwen3-4B-Instruct-2507")
     assert four.kv_bytes == 2 * 36 * 8 * 128 * 2
-    assert throughput.sampling_seconds(m, four, 500, 50, 400) > throughput.sampling_seconds(m, throughput.SMALL, 500, 50, 400)
-    assert throughput.training_seconds(m, four, 10, 800) > throughput.training_seconds(m, throughput.SMALL, 10, 800)
+    assert throughput.sampling_seconds(m, four, 500, 50, 400) > throughput.sampling_seconds(m, m.shape, 500, 50, 400)
+    assert throughput.training_seconds(m, four, 10, 800) > throughput.training_seconds(m, m.shape, 10, 800)
 
 
 def test_the_measured_machine_gives_its_own_numbers_back():
-    m = throughput.MEASURED
+    m = throughput.machine()
     again = throughput.sampling_seconds(m, m.shape, m.batch, 50.0, 100)
     assert again == pytest.approx(100 * m.sampling_step, rel=0.05)
     assert throughput.training_seconds(m, m.shape, 1, m.train_tokens) == pytest.approx(m.train_step, rel=0.05)
 
 
-def test_a_committed_bench_replaces_the_old_figures(tmp_path, monkeypatch):
+def test_ones_own_bench_replaces_the_committed_one_if_its_gpu_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    assert throughput.machine() is throughput.MEASURED
+    committed = throughput.machine()
+    assert "H100" in committed.source
     ours = {
         **dict(shape=vars(Shape(10**8, 2, 1000)), mean_sequence=90.0, sample_step_seconds={"median": 0.01}, train_tokens_a_step=800.0),
         **dict(train_step_seconds={"median": 0.2}, startup_seconds=20.0, first_sample_seconds=40.0),
@@ -104,7 +105,10 @@ def test_a_committed_bench_replaces_the_old_figures(tmp_path, monkeypatch):
     result["parts"] = {"ours": {"status": "ok", "results": ours}}
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "nvidia-h200-2026-12-01.json").write_text(json.dumps(result))
+    unknown = {**result, "device": {"type": "cuda", "name": "Some GPU"}, "date": "2027-01-01"}
     found = throughput.machine()
+    (tmp_path / "bench" / "some-gpu.json").write_text(json.dumps(unknown))
+    assert throughput.machine() == committed
     assert (found.sampling_step, found.train_step, found.startup, found.batch) == (0.01, 0.2, 60.0, 512)
     assert found.peaks.bandwidth == 4.8e12 and "NVIDIA H200, 2026-12-01" in found.source
 

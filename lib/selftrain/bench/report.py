@@ -144,11 +144,15 @@ def crossover(result: dict[str, Any]) -> float | None:
     return above
 
 
-def newest(kind: str = "cuda") -> tuple[Path, dict[str, Any]] | None:
-    """The newest committed result of a device type; a quick one only where there is no other."""
-    found = [(path, read(path)) for path in sorted((paths.RESULTS / "bench").glob("*.json"))]
-    found = [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
-    return max(found, key=lambda f: (not f[1]["quick"], f[1]["date"]), default=None)
+def newest(kind: str = "cuda", committed: bool = False) -> tuple[Path, dict[str, Any]] | None:
+    """The newest result of a device type, one's own before the committed ones; a quick one only where there is no other."""
+    own, ours = paths.RESULTS / "bench", paths.ROOT / "results" / "bench"
+    for folder in [ours] if committed else [own, ours]:
+        found = [(path, read(path)) for path in sorted(folder.glob("*.json"))]
+        found = [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
+        if found:
+            return max(found, key=lambda f: (not f[1]["quick"], f[1]["date"]))
+    return None
 
 
 def _shown(number: Any) -> str:
