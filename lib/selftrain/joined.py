@@ -19,6 +19,7 @@ import torch
 from selftrain import trainers
 from selftrain.errors import InputError
 
+NOISE = 0.2  # nats: mean difference of log-probs, weighted by probability, that is far above rounding and far below another model's
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections that read the same input, in the order of their calls
 
 
@@ -162,9 +163,6 @@ def _weights(base: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key.replace(".base_layer", ""): p for key, p in base.named_parameters() if ".lora_" not in key}
 
 
-NOISE = 0.2  # nats: mean difference of log-probs, weighted by probability, that is far above rounding and far below another model's
-
-
 class Layers:
     """What decoding calls: a model without PEFT's wrapping, whose projections are joined while `running`.
 
@@ -174,7 +172,7 @@ class Layers:
     def __init__(self, model: Any, patched: bool = False):
         base = model.get_base_model()
         self.of, self.model = model, unpatched(base) if patched else base
-        self.groups = groups(self.model, base, copied=sum(p.numel() for p in self.model.parameters()) < trainers.CROSSOVER)
+        self.groups = groups(self.model, base, copied=trainers.is_small(model))
         self.addresses = self._addresses()
         if patched:
             self._check(base)

@@ -80,8 +80,8 @@ def answers_at_once(model: Any, length: int) -> int:
 
     total = torch.cuda.get_device_properties(0).total_memory * float(os.environ.get(SHARE) or USABLE)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    if sum(p.numel() for p in model.parameters()) < trainers.CROSSOVER:
-        weights *= 2  # decoding copies a small model's (joined.py)
+    if trainers.is_small(model):
+        weights *= 2  # decoding copies them (joined.py)
     each = kv_bytes(model.config) * length + model.config.get_text_config().vocab_size * 4 * LOGIT_COPIES
     found = answers_in(total, weights, each)
     if not found:

@@ -86,7 +86,7 @@ def _why_not(resident: Resident, length: int) -> str | None:
     model = resident.model
     if resident.device.type != "cuda" or resident.trainer != "trl" or resident.checkpointing or resident.plain_training:
         return ""
-    if sum(p.numel() for p in model.parameters()) >= trainers.CROSSOVER:
+    if not trainers.is_small(model):
         return ""  # its kernels are long enough, and recorded activations stay
     if any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()) or getattr(model.config, "attention_dropout", 0):
         return "the model has dropout"

@@ -100,7 +100,7 @@ def judge() -> str:
 
 
 def speed() -> str:
-    """The newest committed GPU bench: this project against a plain baseline, Unsloth against TRL, and what limits the numbers."""
+    """The newest committed GPU bench: this project against a plain baseline, Unsloth against TRL, and what is to be known of single parts."""
     path, result = report.newest("cuda", committed=True)
     commit = ", ".join(sorted({part["commit"] for part in result["parts"].values()}))
     size = result["sizes"]
@@ -108,8 +108,8 @@ def speed() -> str:
         f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
         f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens."
     ]
-    lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result)), *result.get("notes", [])]
-    return "\n\n".join(lines)
+    lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result))]
+    return "\n\n".join([*lines, "\n".join(f"- {note}" for note in report.notes(result))]).strip()
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

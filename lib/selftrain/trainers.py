@@ -42,6 +42,11 @@ def parameters_of(name: str) -> int | None:
     return round(float(said[1]) * {"b": 1e9, "m": 1e6}[said[2]]) if said else None
 
 
+def is_small(model: Any) -> bool:
+    """Whether a loaded model has fewer parameters than CROSSOVER: launching its kernels costs more than their work, and a copy of it fits."""
+    return sum(p.numel() for p in model.parameters()) < CROSSOVER
+
+
 def choose(asked: str, model: str) -> str:
     """`unsloth` or `trl`: as asked, or for `auto` by device, installation and model size.
 

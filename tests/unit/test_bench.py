@@ -112,6 +112,7 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     turns = {**packed, "at_once": False}
     losses = dict(steps=7, max_relative=0.004, limit=0.02, within_noise=True, own_step_seconds=0.25, replayed_step_seconds=0.0312)
     result = made(correctness={"losses": losses, "logprobs": logprobs, "scores": scores}, packing_2=packed, packing_2_turns=turns)
+    result["parts"]["packing_2"]["note"] = "packing_2: beside a [busy] neighbour"
     result["parts"]["train_4b_unsloth_4_512"] = {"status": "failed", "seconds": 3.0, "error": "no [such] thing"}
     path = report.file_for("NVIDIA H100 80GB HBM3", False, date(2026, 11, 23))
     assert path.name == "nvidia-h100-80gb-hbm3-2026-11-23.json"
@@ -122,6 +123,7 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     for text in (
         "14.00",
         "chains/hour, 2 processes at once",
+        "Note: packing_2: beside a [busy] neighbour",
         "chains/hour, 2 processes in turns (asked",
         "within noise",
         "losses of 7 steps",

@@ -131,8 +131,10 @@ def show(path: Path) -> None:
         if part["status"] != "ok":
             console.print(f"{name} failed: {part['error']}", markup=False)
     if found := result.get("crossover"):
-        console.print(f"Unsloth trains faster from {found:,.0f} parameters on; trainers.CROSSOVER decides what `auto` takes.")
-    for note in result.get("notes", ()):
+        console.print(
+            f"Of the sizes measured, Unsloth trains faster from {found:,.0f} parameters on; trainers.CROSSOVER decides what `auto` takes."
+        )
+    for note in report.notes(result):
         console.print(f"Note: {note}", markup=False)
     busy = max((part.get("load_before", 0.0) for part in result["parts"].values()), default=0.0)
     if result["device"]["type"] == "cpu" and busy > BUSY * (os.cpu_count() or 1):

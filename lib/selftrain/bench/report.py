@@ -164,6 +164,11 @@ def _shown(number: Any) -> str:
     return f"{one(number['median'])} ({one(number['min'])}-{one(number['max'])})" if isinstance(number, dict) else one(number)
 
 
+def notes(result: dict[str, Any]) -> list[str]:
+    """What is to be known of single parts: `note`, written by hand beside a part's numbers and gone when the part is measured again."""
+    return [part["note"] for part in result["parts"].values() if part.get("note")]
+
+
 COMPARED = ["", "plain baseline", "this project", "times", "floor"]
 TRAINED = ["TRL / Unsloth, Qwen3's shapes", "tokens/s", "memory without weights, GB", "peak, GB", "tokens/s sampled"]
 
