@@ -149,7 +149,7 @@ def mend(stream: Any, graphs: Sequence[Any] = ()) -> None:
 
 
 @contextlib.contextmanager
-def _fused(model: torch.nn.Module) -> Iterator[None]:
+def fused(model: torch.nn.Module) -> Iterator[None]:
     """Norms, and what else of a layer is not joined, compiled one by one, and the rotation of queries and keys: fewer kernels a step, seconds to compile.
 
     One compiled function serves the modules of a class and shape; attention, which knows its layer, is opened and its parts are taken.
@@ -267,15 +267,14 @@ class Decoder:
         torch.cuda.empty_cache()  # recording allocates from a pool of its own
         before, graphs = torch.cuda.current_stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
         try:
-            with _grouped(self.layers.model), self.layers.running(plain):
+            with _grouped(self.layers.model), self.layers.running(plain), fused(self.layers.model):
                 self._warm(self._prefill)
                 with torch.cuda.graph(graphs[0], pool=pool()):
                     self._prefill()
-                with _fused(self.layers.model):
-                    graphs[0].replay()
-                    self._warm(self._next)
-                    with torch.cuda.graph(graphs[1], pool=pool()):
-                        self._next()
+                graphs[0].replay()
+                self._warm(self._next)
+                with torch.cuda.graph(graphs[1], pool=pool()):
+                    self._next()
         except BaseException:
             mend(before, graphs)
             raise

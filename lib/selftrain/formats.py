@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,15 @@ def item_of_seed(row: dict, source: str = "seed") -> Item:
 def prompt_ids(tokenizer: Any, kind: str, prompt: str) -> list[int]:
     """Token ids that the model sees before it writes: the chat template with its answer header, or the bare opening."""
     if kind == "chat":
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        return list(_chat_prompt(tokenizer, prompt))
     return tokenizer(prompt)["input_ids"]  # a base model's tokenizer adds its own start token, where it has one
+
+
+@functools.lru_cache(maxsize=8192)
+def _chat_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """Kept, because chains ask the same prompts cycle after cycle, and a template takes as long to fill as a few steps of a whole batch."""
+    turns = [{"role": "user", "content": prompt}]
+    return tuple(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
 def answer_ids(tokenizer: Any, item: Item) -> list[int]:

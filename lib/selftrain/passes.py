@@ -1,8 +1,9 @@
 """Forward and backward passes of one batch shape, recorded as CUDA graphs, so that TRL trains a small model without launching its kernels.
 
 A training step of a small model is thousands of launches that cost more than their work. Here the layers between embedding and head are
-recorded once (torch.cuda.make_graphed_callables) and replayed; head, loss, clipping and optimiser stay TRL's. Rows and places beyond a
-batch are padding, and what comes out of them is cut off. On a CPU the same padded passes can run unrecorded, for tests.
+recorded once (torch.cuda.make_graphed_callables), norms, projections and MLPs compiled, and replayed; head, loss, clipping and optimiser
+stay TRL's. Rows and places beyond a batch are padding, and what comes out of them is cut off. On a CPU the same padded passes can run
+unrecorded, for tests.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Passes:
             return
         before = torch.cuda.current_stream()
         try:
-            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False), decoding.fused(model.get_base_model()):
                 self.run = torch.cuda.make_graphed_callables(run, (self.ids, self.seen, *leaves), num_warmup_iters=2, pool=decoding.pool())
         except BaseException:
             decoding.mend(before)

@@ -205,8 +205,9 @@ def sample(
     longest = max(resident.longest.get(max_new_tokens, 0), -(-max(map(len, ids)) // BUCKET) * BUCKET)
     resident.longest[max_new_tokens] = longest
     size = batch_size or BATCH
-    if device.type == "cuda" and not batch_size:
-        size = min(memory.answers_at_once(resident.model, longest + max_new_tokens), 2 ** math.ceil(math.log2(len(requests))))
+    if device.type == "cuda":  # powers of two: few shapes
+        room = batch_size or memory.answers_at_once(resident.model, longest + max_new_tokens)
+        size = min(room, 2 ** math.ceil(math.log2(len(requests))))
     out: list[Sampled | None] = [None] * len(requests)
     by_length = sorted(range(len(requests)), key=lambda i: (len(ids[i]), i))
     for start in range(0, len(by_length), size):
