@@ -39,6 +39,13 @@ def test_chat_rows_carry_loss_on_the_answer_only(tiny):
         assert (said[-1] == tokenizer.eos_token_id) == item.finished == row["ends"]
 
 
+def test_a_prompts_ids_are_the_callers_own(tiny):
+    first = formats.prompt_ids(tiny.tokenizer, "chat", "Who are you?")
+    kept = list(first)
+    first.append(0)
+    assert formats.prompt_ids(tiny.tokenizer, "chat", "Who are you?") == kept
+
+
 def test_documents_carry_loss_on_every_token(tiny):
     for item in DOCUMENTS:
         row = formats.training_row(tiny.tokenizer, item, 500)
