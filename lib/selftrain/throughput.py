@@ -18,7 +18,10 @@ ELEMENT = 2  # bytes a bfloat16 parameter
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured seconds of a sampling step (batch and mean length of the measurement) and of a training step (its tokens), of start-up, and where from."""
+    """Measured seconds of a sampling step (batch and mean length of the measurement) and of a training step (its tokens), of start-up, and where from.
+
+    `unsloth_step` is what Unsloth's step takes however little it trains on; 0 where it was not measured.
+    """
 
     source: str
     shape: Shape
@@ -29,6 +32,7 @@ class Machine:
     train_tokens: float
     train_step: float
     startup: float
+    unsloth_step: float = 0.0
 
     @property
     def sampling_host(self) -> float:
@@ -49,6 +53,7 @@ def machine() -> Machine:
         raise InputError("results/bench has no bench of a GPU that bench/floors.py knows; run `make bench` on one, and add its peaks there")
     path, result, peaks = known[0]
     ours = report.done(result, "ours")
+    unsloth = [report.value(found["train_step_seconds"]) for _, _, found in report.pairs_of_trainers(result) if found["bits"] == 16]
     return Machine(
         f"{result['device']['name']}, {result['date']} ({paths.shown(path)})",
         Shape(**ours["shape"]),
@@ -59,6 +64,7 @@ def machine() -> Machine:
         ours["train_tokens_a_step"],
         report.value(ours["train_step_seconds"]),
         ours["startup_seconds"] + ours["first_sample_seconds"],
+        min(unsloth, default=0.0),
     )
 
 
@@ -89,7 +95,8 @@ def sampling_seconds(m: Machine, shape: Shape, answers: int, prompt: float, new_
 
 def training_seconds(m: Machine, shape: Shape, steps: int, tokens: float, passes: float = 1.0) -> float:
     """Seconds of optimiser steps on `tokens` tokens each; `passes` counts what a step does beyond one forward and backward."""
-    return steps * passes * (m.training_host + training_step(shape, round(tokens), m.peaks) / UTILISATION)
+    step = m.training_host + training_step(shape, round(tokens), m.peaks) / UTILISATION
+    return steps * passes * (max(step, m.unsloth_step) if shape.parameters >= trainers.CROSSOVER else step)
 
 
 def reading_seconds(m: Machine, shape: Shape, tokens: float) -> float:

@@ -24,9 +24,9 @@ resident = Resident.open("smollm2-135m-instruct", rank=16, alpha=32, trainer="un
 resident.fresh(1)
 train(resident, rows_of(resident, "chat", 32), settings(lr=1e-3))
 ids, mask, fast, start = correctness.recorded(resident, prompts(16), 32)
-plain = correctness.forward_logps(resident, ids, mask, start)
+plain = correctness.forward_logps(resident.model, ids, mask, start)
 with resident.as_base():
-    base = correctness.forward_logps(resident, ids, mask, start)
+    base = correctness.forward_logps(resident.model, ids, mask, start)
 made = sample(resident, [Request(t, i) for i, t in enumerate(prompts(32))], kind="chat", max_new_tokens=24, temperature=0.8)
 print(json.dumps({
     "trainer": resident.trainer, "plain": resident.plain_sampling, "said": sorted(resident.said), "answers": sum(bool(m.text) for m in made),

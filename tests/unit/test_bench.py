@@ -8,11 +8,12 @@ from datetime import date
 
 import pytest
 import torch
-from selftrain import formats, passes, paths
+from selftrain import formats, passes, paths, trainers
 from selftrain.bench import __main__ as bench
 from selftrain.bench import correctness, floors, large, measure, report
 from selftrain.bench.floors import Peaks, Shape
 from selftrain.bench.sizes import SIZES, Sizes, config, items, prompts
+from selftrain.resident import Resident
 from selftrain.training import Settings
 
 TINY_QWEN = {**large.SHAPES["4b"], "vocab_size": 49_152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -103,6 +104,13 @@ def test_the_crossover_is_the_size_from_which_unsloth_stays_faster():
     assert report.crossover(result((6e8, 100, 90), (4e9, 20, 10))) is None
 
 
+def test_auto_changes_trainers_where_the_committed_bench_says():
+    found = report.newest("cuda", committed=True)[1]
+    sizes = sorted({trl["shape"]["parameters"] for _, trl, _ in report.pairs_of_trainers(found)})
+    above = report.crossover(found)
+    assert max([size for size in sizes if size < above], default=0) < trainers.CROSSOVER <= above
+
+
 def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     gap = {"mean": 0.01, "max": 0.2}
@@ -112,7 +120,8 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     turns = {**packed, "at_once": False}
     losses = dict(steps=7, max_relative=0.004, limit=0.02, within_noise=True, own_step_seconds=0.25, replayed_step_seconds=0.0312)
     result = made(correctness={"losses": losses, "logprobs": logprobs, "scores": scores}, packing_2=packed, packing_2_turns=turns)
-    result["parts"]["packing_2"]["note"] = "packing_2: beside a [busy] neighbour"
+    for name in ("packing_2", "packing_2_turns"):
+        result["parts"][name]["note"] = "beside a [busy] neighbour"
     result["parts"]["train_4b_unsloth_4_512"] = {"status": "failed", "seconds": 3.0, "error": "no [such] thing"}
     path = report.file_for("NVIDIA H100 80GB HBM3", False, date(2026, 11, 23))
     assert path.name == "nvidia-h100-80gb-hbm3-2026-11-23.json"
@@ -123,7 +132,7 @@ def test_every_number_of_a_result_can_be_shown(tmp_path, monkeypatch, capsys):
     for text in (
         "14.00",
         "chains/hour, 2 processes at once",
-        "Note: packing_2: beside a [busy] neighbour",
+        "Note: packing_2, packing_2_turns: beside a [busy] neighbour",
         "chains/hour, 2 processes in turns (asked",
         "within noise",
         "losses of 7 steps",
@@ -185,9 +194,29 @@ def test_the_cached_path_gives_the_plain_forwards_logprobs_and_a_changed_weight_
     kept = weight.detach().clone()
     with torch.no_grad():
         weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        other = correctness.difference(fast, correctness.forward_logps(tiny, ids, mask, start))
+        other = correctness.difference(fast, correctness.forward_logps(tiny.model, ids, mask, start))
         weight.copy_(kept)
     assert other["mean"] > correctness.NOISE["torch.float32"][0]
+
+
+@needs_models
+def test_steps_in_bfloat16_are_as_near_to_float32_as_the_forward():
+    small = Resident.open("smollm2-135m-instruct", rank=16, alpha=32, device="cpu")
+    small.fresh(0)
+    with torch.no_grad():
+        for name, p in small.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.02)
+            elif "lora_" not in name:
+                p.data = p.to(torch.bfloat16)
+    found = correctness.logprobs(small, prompts(8), 16)
+    assert found["plain_against_float32"]["mean"] > 0.01, "nothing was rounded, so that nothing was shown"
+    assert found["as_exact"], found
+    for group in small.layers.groups:
+        group.expand *= 2
+    small.layers.refresh = lambda: None
+    worse = correctness.logprobs(small, prompts(8), 16)
+    assert not worse["as_exact"], "an adapter twice as strong was not seen"
 
 
 def test_losses_of_padded_passes_are_compared_with_the_models_own(tiny, monkeypatch):

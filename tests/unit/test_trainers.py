@@ -49,8 +49,8 @@ def refused(asked, model, message):
     "model, installed, cuda, expected",
     [
         ("Qwen/Qwen3-4B-Instruct-2507", True, True, "unsloth"),
-        ("meta-llama/Llama-3.2-1B", True, True, "unsloth"),
-        ("Qwen/Qwen3-0.6B", True, True, "trl"),
+        ("meta-llama/Llama-3.1-8B", True, True, "unsloth"),
+        ("Qwen/Qwen3-1.7B", True, True, "trl"),
         ("someone/model-of-unknown-size", True, True, "trl"),
         ("Qwen/Qwen3-4B-Instruct-2507", False, True, "trl"),
         ("Qwen/Qwen3-4B-Instruct-2507", True, False, "trl"),

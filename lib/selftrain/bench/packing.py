@@ -52,7 +52,8 @@ def run(sizes: Sizes, device: str, jobs: int, service: bool = True) -> dict[str,
 
     A cycle here also writes its files, takes likelihoods under the base model and is judged, which the baseline's does not.
     """
-    with tempfile.TemporaryDirectory() as scratch, mps.shared_device(service and jobs > 1 and device == "cuda") as clients:
+    wanted = service and jobs > 1 and device == "cuda"
+    with tempfile.TemporaryDirectory() as scratch, mps.shared_device(wanted) as clients:
         folder = Path(scratch)
         env = {**os.environ, **memory.environment_for(jobs), **clients, "SELFTRAIN_RESULTS": str(folder / "results")}
         command = [
@@ -89,7 +90,7 @@ def run(sizes: Sizes, device: str, jobs: int, service: bool = True) -> dict[str,
         "startup_seconds": measure.spread([f["ready_seconds"] for f in found]),
         "peak_memory_gb": sum(f["peak_memory_gb"] for f in found),
         "memory_share": memory.share_for(jobs),
-        "at_once": bool(clients),
+        "at_once": wanted and bool(clients),
     }
 
 

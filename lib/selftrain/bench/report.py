@@ -165,8 +165,12 @@ def _shown(number: Any) -> str:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """What is to be known of single parts: `note`, written by hand beside a part's numbers and gone when the part is measured again."""
-    return [part["note"] for part in result["parts"].values() if part.get("note")]
+    """What is to be known of parts, once a text: `note`, written by hand beside a part's numbers and gone when the part is measured again."""
+    by_text: dict[str, list[str]] = {}
+    for name, part in result["parts"].items():
+        if part.get("note"):
+            by_text.setdefault(part["note"], []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in by_text.items()]
 
 
 COMPARED = ["", "plain baseline", "this project", "times", "floor"]
@@ -189,8 +193,12 @@ def compared(result: dict[str, Any]) -> list[list[str]]:
 def trained(result: dict[str, Any]) -> list[list[str]]:
     """Rows under TRAINED: TRL's and Unsloth's numbers of every setting that both have done."""
     keys = ("train_tokens_per_second", "memory_without_weights_gb", "peak_memory_gb", "sample_tokens_per_second")
+    how = {"checkpointing": "checkpointing", "replayed": "TRL on recorded passes"}
     return [
-        [what, *(f"{_shown(value(trl[k]))} / {_shown(value(unsloth[k]))}" for k in keys)]
+        [
+            ", ".join([what, *(t for k, t in how.items() if trl.get(k))]),
+            *(f"{_shown(value(trl[k]))} / {_shown(value(unsloth[k]))}" for k in keys),
+        ]
         for what, trl, unsloth in pairs_of_trainers(result)
     ]
 
@@ -225,6 +233,10 @@ def _checks(result: dict[str, Any]) -> Table:
             table.add_row(
                 f"log-probs, {name.replace('_', ' ')} ({logps['dtype'][6:]})", wanted, f"mean {gap['mean']:.2g}, max {gap['max']:.2g}", good
             )
+        if "as_exact" in logps:
+            fast, plain = (logps[f"{name}_against_float32"]["mean"] for name in ("fast", "plain"))
+            good = "as exact" if logps["as_exact"] else "[red]less exact[/red]"
+            table.add_row("log-probs against float32, mean", f"plain {plain:.2g}", f"fast {fast:.2g}", good)
         if trained := found.get("losses"):
             good = "within noise" if trained["within_noise"] else "[red]outside[/red]"
             table.add_row(
