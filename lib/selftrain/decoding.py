@@ -1,7 +1,8 @@
 """Decoding of a fixed batch: prefill, then one step recorded as a CUDA graph and replayed for every token.
 
 On a host where launching a kernel costs more than running it, a step of a small model is thousands of launches; a replayed graph is one.
-The adapter is read at every replay of a prefill, so it may change in place; only small modules are compiled, while a step is recorded.
+The adapter is read at every replay of a prefill, so it may change in place. Norms, MLPs and rotations are compiled, one by one, while
+prefill and step are recorded.
 On a CPU the same steps run unrecorded.
 """
 
@@ -25,6 +26,7 @@ GROUPED = "selftrain_grouped"
 ALIGNED = 16  # attention kernels copy masks whose rows are no multiple of this
 GLANCE = 16  # steps between looks at whether every answer has ended: a look waits for the device
 ROTATION = "apply_rotary_pos_emb"  # transformers' name for it in every model's module
+RECOMPILED = 4096  # shapes and classes that one function may be compiled for: each recorded shape adds a few, and none must go without
 KEPT = 2  # decoders (shapes) kept in memory, each allowed memory.FOR_ANSWERS of it
 
 
@@ -166,7 +168,7 @@ def fused(model: torch.nn.Module) -> Iterator[None]:
                     if list(module.parameters()) and not any("forward" in m.__dict__ for m in module.modules()):
                         module.forward = functools.partial(_compiled(type(module).forward), module)
                         changed.append(module)
-        with torch._dynamo.config.patch(recompile_limit=64):
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILED, accumulated_recompile_limit=RECOMPILED):
             yield
     finally:
         for module in changed:

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from selftrain import paths, trainers
+from selftrain import paths
 from selftrain.errors import InputError
 
 SHARE = "SELFTRAIN_MEMORY_SHARE"  # the environment variable that carries the cap to notebook kernels
@@ -71,19 +71,21 @@ def answers_in(total: float, weights: float, each: float, most: int = MOST_ANSWE
     return min(most, 2 ** int(math.log2(room))) if room >= 1 else 0
 
 
-def answers_at_once(model: Any, length: int) -> int:
-    """How many answers of `length` tokens, prompt included, a CUDA device samples at once.
+def room() -> float:
+    """Bytes of the CUDA device that this process may take."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory * float(os.environ.get(SHARE) or USABLE)
+
+
+def answers_at_once(model: Any, length: int, copies: int = 1) -> int:
+    """How many answers of `length` tokens, prompt included, a CUDA device samples at once, with the weights there so many times.
 
     It depends on the device, the cap and the model alone.
     """
-    import torch
-
-    total = torch.cuda.get_device_properties(0).total_memory * float(os.environ.get(SHARE) or USABLE)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    if trainers.is_small(model):
-        weights *= 2  # decoding copies them (joined.py)
+    weights = copies * sum(p.numel() * p.element_size() for p in model.parameters())
     each = kv_bytes(model.config) * length + model.config.get_text_config().vocab_size * 4 * LOGIT_COPIES
-    found = answers_in(total, weights, each)
+    found = answers_in(room(), weights, each)
     if not found:
         raise InputError(
             f"no room for one answer of {length} tokens beside {weights / 1e9:.1f} GB of weights; lower --jobs or max_new_tokens"

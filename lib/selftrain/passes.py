@@ -88,7 +88,7 @@ def _why_not(resident: Resident, length: int) -> str | None:
     if resident.device.type != "cuda" or resident.trainer != "trl" or resident.checkpointing or resident.plain_training:
         return ""
     if not trainers.is_small(model):
-        return ""  # its kernels are long enough, and recorded activations stay
+        return ""  # recorded activations stay, and memory is wanted for its weights
     if any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules()) or getattr(model.config, "attention_dropout", 0):
         return "the model has dropout"
     return decoding.unfit(model, length)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from selftrain import memory
+from selftrain import memory, trainers
 from selftrain.errors import InputError
 from selftrain.formats import IGNORED, prompt_ids
 from selftrain.resident import Resident
@@ -195,8 +195,8 @@ def sample(
     """Sample one answer a request from the resident model, in the order of the requests.
 
     `kind` is chat or documents (formats.prompt_ids). Batches hold prompts of similar length; an answer does not depend on its batch
-    beyond floating-point noise. On CUDA every batch of a call has one shape and is decoded by a recorded graph (decoding.py); where that
-    fails, one warning, and `generate`. `progress` is called with the number of answers just finished.
+    beyond floating-point noise. On CUDA every batch of a call has one shape, of at most `batch_size` answers, and is decoded by a recorded
+    graph (decoding.py); where that fails, one warning, and `generate`. `progress` is called with the number of answers just finished.
     """
     if not requests:
         return []
@@ -205,9 +205,10 @@ def sample(
     longest = max(resident.longest.get(max_new_tokens, 0), -(-max(map(len, ids)) // BUCKET) * BUCKET)
     resident.longest[max_new_tokens] = longest
     size = batch_size or BATCH
-    if device.type == "cuda":  # powers of two: few shapes
-        room = batch_size or memory.answers_at_once(resident.model, longest + max_new_tokens)
-        size = min(room, 2 ** math.ceil(math.log2(len(requests))))
+    if device.type == "cuda":
+        copies = 2 if trainers.is_small(resident.model) else 1  # joined.py
+        most = batch_size or memory.answers_at_once(resident.model, longest + max_new_tokens, copies)
+        size = min(most, 2 ** math.ceil(math.log2(len(requests))))  # few shapes
     out: list[Sampled | None] = [None] * len(requests)
     by_length = sorted(range(len(requests)), key=lambda i: (len(ids[i]), i))
     for start in range(0, len(by_length), size):

@@ -13,14 +13,13 @@ from selftrain.bench.floors import Peaks, Shape, peaks_of, sampling_step, traini
 from selftrain.errors import InputError
 
 UTILISATION = 0.4  # share of peak bandwidth and arithmetic that large models are taken to reach: Unsloth's training at 4B and 2,048 tokens does (results/bench)
-ELEMENT = 2  # bytes a bfloat16 parameter
 
 
 @dataclass(frozen=True)
 class Machine:
     """Measured seconds of a sampling step (batch and mean length of the measurement) and of a training step (its tokens), of start-up, and where from.
 
-    `unsloth_step` is what Unsloth's step takes however little it trains on; 0 where it was not measured.
+    `unsloth_step` is the least that a step of Unsloth's took from CROSSOVER on, launches that no small batch spares; 0 where none was measured.
     """
 
     source: str
@@ -53,7 +52,11 @@ def machine() -> Machine:
         raise InputError("results/bench has no bench of a GPU that bench/floors.py knows; run `make bench` on one, and add its peaks there")
     path, result, peaks = known[0]
     ours = report.done(result, "ours")
-    unsloth = [report.value(found["train_step_seconds"]) for _, _, found in report.pairs_of_trainers(result) if found["bits"] == 16]
+    unsloth = [
+        report.value(found["train_step_seconds"])
+        for _, _, found in report.pairs_of_trainers(result)
+        if found["bits"] == 16 and found["shape"]["parameters"] >= trainers.CROSSOVER
+    ]
     return Machine(
         f"{result['device']['name']}, {result['date']} ({paths.shown(path)})",
         Shape(**ours["shape"]),
@@ -79,16 +82,22 @@ def shape_of(model: str) -> Shape | None:
     known = [shape for size, shape in large.SHAPES.items() if f"qwen3-{size}" in model.lower()]
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else next(iter(known), {})
     if "num_hidden_layers" not in config:
-        return Shape(count, ELEMENT, 0)
+        return Shape(count, trainers.ELEMENT, 0)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return Shape(count, ELEMENT, 2 * config["num_hidden_layers"] * heads * size * ELEMENT)
+    return Shape(count, trainers.ELEMENT, 2 * config["num_hidden_layers"] * heads * size * trainers.ELEMENT)
+
+
+def _is_small(m: Machine, shape: Shape) -> bool:
+    """trainers.is_small of a model on that machine alone."""
+    return shape.parameters < trainers.crossover(m.peaks.memory * memory.USABLE)
 
 
 def sampling_seconds(m: Machine, shape: Shape, answers: int, prompt: float, new_tokens: int) -> float:
     """Seconds to sample answers of full length, as many at once as memory holds (a power of two, at most the measured batch)."""
     each = max(1.0, shape.kv_bytes * (prompt + new_tokens))
-    batch = max(1, memory.answers_in(m.peaks.memory * memory.USABLE, shape.weights, each, m.batch))
+    weights = shape.weights * (2 if _is_small(m, shape) else 1)
+    batch = max(1, memory.answers_in(m.peaks.memory * memory.USABLE, weights, each, m.batch))
     step = m.sampling_host + sampling_step(shape, min(batch, answers), prompt + new_tokens / 2, m.peaks) / UTILISATION
     return math.ceil(answers / batch) * new_tokens * step
 
@@ -96,7 +105,7 @@ def sampling_seconds(m: Machine, shape: Shape, answers: int, prompt: float, new_
 def training_seconds(m: Machine, shape: Shape, steps: int, tokens: float, passes: float = 1.0) -> float:
     """Seconds of optimiser steps on `tokens` tokens each; `passes` counts what a step does beyond one forward and backward."""
     step = m.training_host + training_step(shape, round(tokens), m.peaks) / UTILISATION
-    return steps * passes * (max(step, m.unsloth_step) if shape.parameters >= trainers.CROSSOVER else step)
+    return steps * passes * (step if _is_small(m, shape) else max(step, m.unsloth_step))
 
 
 def reading_seconds(m: Machine, shape: Shape, tokens: float) -> float:

@@ -16,11 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selftrain import paths
+from selftrain import memory, paths
 from selftrain.errors import InputError
 
 log = logging.getLogger(__name__)
-CROSSOVER = 4e9  # parameters from which `auto` takes Unsloth: the least size at which the committed bench found it faster than TRL
+CROSSOVER = (
+    4e9  # parameters from which Unsloth is faster than TRL, both with checkpointing: the least size of the committed bench where it is
+)
+LIGHT = 0.1  # share of the memory that weights may take where recorded passes and a copy of them shall fit beside them
+ELEMENT = 2  # bytes a bfloat16 parameter
 MAX_LENGTH = 8192  # tokens a row or an answer with its prompt may have under Unsloth, which cuts longer ones without a word
 INSTALL = "pip install -e .[gpu]"
 
@@ -42,9 +46,23 @@ def parameters_of(name: str) -> int | None:
     return round(float(said[1]) * {"b": 1e9, "m": 1e6}[said[2]]) if said else None
 
 
+def crossover(room: float | None = None) -> float:
+    """Parameters from which `auto` takes Unsloth: CROSSOVER, or as many as LIGHT of `room` bytes holds if those are fewer.
+
+    `room` is what this process may take of its CUDA device unless it is given; without a device there is CROSSOVER alone.
+    """
+    import torch
+
+    if room is None:
+        if not torch.cuda.is_available():
+            return CROSSOVER
+        room = memory.room()
+    return min(CROSSOVER, LIGHT * room / ELEMENT)
+
+
 def is_small(model: Any) -> bool:
-    """Whether a loaded model has fewer parameters than CROSSOVER: TRL trains it on recorded passes, and decoding copies its weights."""
-    return sum(p.numel() for p in model.parameters()) < CROSSOVER
+    """Whether a loaded model has fewer parameters than crossover(): TRL trains it on recorded passes, and decoding copies its weights."""
+    return sum(p.numel() for p in model.parameters()) < crossover()
 
 
 def choose(asked: str, model: str) -> str:
@@ -62,7 +80,7 @@ def choose(asked: str, model: str) -> str:
             raise InputError("trainer: unsloth needs a CUDA device and there is none; say trainer: trl or auto")
     wanted = asked
     if asked == "auto":
-        wanted = "unsloth" if installed and cuda and (parameters_of(model) or 0) >= CROSSOVER else "trl"
+        wanted = "unsloth" if installed and cuda and (parameters_of(model) or 0) >= crossover() else "trl"
     patched = "unsloth" in sys.modules
     if wanted == "trl" and patched:
         raise InputError(f"{model}: Unsloth has patched this process already; train with trl in a process of its own (restart the kernel)")

@@ -16,7 +16,7 @@ ITEMS = 16
 def recordings(resident) -> dict:
     """What has been recorded and compiled so far: the graphs themselves, which compare as objects."""
     recorded = {shape: dict(d.graphs) for shape, d in resident.decoders.items()}
-    return {"recorded": recorded, "compiled": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+    return {"recorded": recorded, "passes": dict(resident.passes), "compiled": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
 
 
 def answers(resident, kind="chat", n=32, tokens=24, **options):
@@ -57,7 +57,8 @@ def test_no_cycle_of_any_regime_records_again(smollm):
         return answers(smollm)
 
     smollm.fresh(0)
-    cycle("sft", "reinit", 0)
+    for regime in ("sft", "dpo"):
+        cycle(regime, "reinit", 0)
     after_first = recordings(smollm)
     assert any(after_first["recorded"].values()), "nothing was recorded: the recorded path was not taken"
     for regime in ("sft", "dpo"):

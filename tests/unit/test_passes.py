@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 
 import pytest
 import torch
-from selftrain import formats, passes
+from selftrain import decoding, formats, passes
 from selftrain.formats import Item
 from selftrain.training import Settings, train
 
@@ -102,6 +104,36 @@ def test_passes_are_kept_over_cycles_and_replaced_for_longer_rows_or_moved_weigh
     p.data = p.data.clone()
     train(tiny, rows, settings())
     assert tiny.passes[2] is not second and tiny.passes[2].ids.shape[1] == second.ids.shape[1]
+
+
+def test_compiled_modules_give_the_models_own_gradients_and_are_put_back(tiny, monkeypatch):
+    compiled = functools.cache(lambda function: torch.compile(function, dynamic=False, backend="aot_eager"))
+    monkeypatch.setattr(decoding, "_compiled", compiled)
+    base = tiny.model.get_base_model()
+    tiny.fresh(1)
+    for name, p in tiny.tensors().items():
+        p.requires_grad_(True)
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    found, ids = passes.Passes(tiny.model, 2, 32), torch.arange(40).view(2, 20) % 50 + 5
+    place = sys.modules[type(base).__module__]
+    rotation = place.apply_rotary_pos_emb
+
+    def gradients():
+        tiny.model.zero_grad()
+        out = found(ids, torch.ones_like(ids))
+        out.square().mean().backward()
+        return [out.detach().clone(), *(p.grad.clone() for p in tiny.tensors().values())]
+
+    own, before = gradients(), torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with pytest.raises(ZeroDivisionError), decoding.fused(base):
+        assert place.apply_rotary_pos_emb is not rotation
+        for a, b in zip(own, gradients(), strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+        raise ZeroDivisionError
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before, "nothing was compiled"
+    assert not any("forward" in module.__dict__ for module in base.modules())
+    assert place.apply_rotary_pos_emb is rotation
 
 
 @pytest.fixture

@@ -91,6 +91,9 @@ def test_the_measured_machine_gives_its_own_numbers_back():
     again = throughput.sampling_seconds(m, m.shape, m.batch, 50.0, 100)
     assert again == pytest.approx(100 * m.sampling_step, rel=0.05)
     assert throughput.training_seconds(m, m.shape, 1, m.train_tokens) == pytest.approx(m.train_step, rel=0.05)
+    four = throughput.shape_of("Qwen/Qwen3-4B")
+    assert throughput.training_seconds(m, four, 1, 10) == m.unsloth_step > 2 * m.train_step
+    assert throughput.training_seconds(m, four, 1, 1e5) > 2 * m.unsloth_step
 
 
 def test_ones_own_bench_replaces_the_committed_one_if_its_gpu_is_known(tmp_path, monkeypatch):

@@ -26,10 +26,11 @@ def machine(monkeypatch):
 
     find = trainers.importlib.util.find_spec
 
-    def set_up(installed=True, cuda=True, unsloth=False, trl=False):
+    def set_up(installed=True, cuda=True, unsloth=False, trl=False, memory_gb=80):
         spec = object() if installed else None
         monkeypatch.setattr(trainers.importlib.util, "find_spec", lambda name: spec if name == "unsloth" else find(name))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(trainers.memory, "room", lambda: memory_gb * 1e9)
         for name, there in (("unsloth", unsloth), ("trl", trl)):
             if there:
                 monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -59,6 +60,14 @@ def refused(asked, model, message):
 def test_auto_goes_by_device_installation_and_size(machine, model, installed, cuda, expected):
     machine(installed=installed, cuda=cuda)
     assert trainers.choose("auto", model) == expected
+
+
+def test_auto_takes_the_trainer_that_needs_less_where_memory_is_short(machine):
+    machine(memory_gb=22)
+    assert trainers.choose("auto", "Qwen/Qwen3-1.7B") == "unsloth" and trainers.choose("auto", "Qwen/Qwen3-0.6B") == "trl"
+    machine(memory_gb=76)
+    assert trainers.choose("auto", "Qwen/Qwen3-1.7B") == "trl"
+    assert trainers.crossover(1e12) == trainers.CROSSOVER
 
 
 def test_a_named_trainer_is_taken_whatever_the_size(machine):

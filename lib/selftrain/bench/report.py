@@ -63,8 +63,11 @@ def floors(result: dict[str, Any]) -> dict[str, float]:
     size, shape, peaks = result["sizes"], Shape(**ours["shape"]), Peaks(**result["peaks"])
     step = sampling_step(shape, size["batch"], ours["mean_sequence"], peaks)
     train = training_step(shape, ours["train_tokens_a_step"], peaks)
-    batches = sum(-(-n // size["batch"]) for n in (size["n_sampled"], size["n_eval"]))
-    cycle = batches * size["new_tokens"] * step + ours["train_steps_a_cycle"] * train
+    answers = sum(  # a batch is at most `batch`, and no larger than what is asked for
+        -(-n // size["batch"]) * sampling_step(shape, min(n, size["batch"]), ours["mean_sequence"], peaks)
+        for n in (size["n_sampled"], size["n_eval"])
+    )
+    cycle = size["new_tokens"] * answers + ours["train_steps_a_cycle"] * train
     return {"sample_tokens_per_second": size["batch"] / step, "train_step_seconds": train, "cycle_seconds": cycle}
 
 
