@@ -185,12 +185,9 @@ def show(study: studies.Study) -> None:
         print(f"missing: {rows.missing:,} {rows.what} (a chain needs {rows.needed:,}, {rows.there:,} are there): {rows.command}")
     if not missing:
         print("missing: nothing; seeds/ has every prompt and seed row that the chains draw")
-    print(
-        f"GPU time is an estimate for one device alone, from {m.source}: every answer at its full length, {throughput.UTILISATION:.0%} of the"
-    )
-    print(
-        "device's peaks beyond what was measured at 135M parameters, and no step of Unsloth's shorter than its shortest there. Work that chains share (base answers, cycle 0) is counted once."
-    )
+    print(f"GPU time is an estimate for one device alone, from {m.source}: every answer at its full length, {m.utilisation:.0%} of the")
+    print("device's peaks beyond what was measured at 135M parameters, and no step of Unsloth's shorter than its shortest there.")
+    print("Work that chains share (base answers, cycle 0) is counted once.")
     if any(n.calls for p in plans for n in p.needs):
         judges = ", ".join(sorted({n.judge for p in plans for n in p.needs}))
         print(f"Judging by {judges}: list prices of {AS_OF} (JUDGE_PRICE overrides them), characters / 4 as tokens, retries on top.")

@@ -12,14 +12,15 @@ from selftrain.bench import large, report
 from selftrain.bench.floors import Peaks, Shape, peaks_of, sampling_step, training_step
 from selftrain.errors import InputError
 
-UTILISATION = 0.4  # share of peak bandwidth and arithmetic that large models are taken to reach: Unsloth's training at 4B and 2,048 tokens does (results/bench)
+UTILISATION = 0.4  # share of peak bandwidth and arithmetic that large models are taken to reach where the bench has none of them
 
 
 @dataclass(frozen=True)
 class Machine:
     """Measured seconds of a sampling step (batch and mean length of the measurement) and of a training step (its tokens), of start-up, and where from.
 
-    `unsloth_step` is the least that a step of Unsloth's took from CROSSOVER on, launches that no small batch spares; 0 where none was measured.
+    Of Unsloth's training from CROSSOVER on: `unsloth_step` is its shortest step, launches that no small batch spares, 0 where none was
+    measured; `utilisation` the largest share of the peaks that it reached, which is taken for all work of models that large.
     """
 
     source: str
@@ -32,16 +33,17 @@ class Machine:
     train_step: float
     startup: float
     unsloth_step: float = 0.0
+    utilisation: float = UTILISATION
 
     @property
     def sampling_host(self) -> float:
         """Seconds a decoding step takes beyond what the hardware needs for it: launches, mostly, whatever the model's size."""
-        return max(0.0, self.sampling_step - sampling_step(self.shape, self.batch, self.length, self.peaks) / UTILISATION)
+        return max(0.0, self.sampling_step - sampling_step(self.shape, self.batch, self.length, self.peaks) / self.utilisation)
 
     @property
     def training_host(self) -> float:
         """The same of an optimiser step."""
-        return max(0.0, self.train_step - training_step(self.shape, round(self.train_tokens), self.peaks) / UTILISATION)
+        return max(0.0, self.train_step - training_step(self.shape, round(self.train_tokens), self.peaks) / self.utilisation)
 
 
 def machine() -> Machine:
@@ -52,11 +54,11 @@ def machine() -> Machine:
         raise InputError("results/bench has no bench of a GPU that bench/floors.py knows; run `make bench` on one, and add its peaks there")
     path, result, peaks = known[0]
     ours = report.done(result, "ours")
-    unsloth = [
-        report.value(found["train_step_seconds"])
-        for _, _, found in report.pairs_of_trainers(result)
-        if found["bits"] == 16 and found["shape"]["parameters"] >= trainers.CROSSOVER
-    ]
+    unsloth = {  # by seconds of a step the share of the peaks that it reached
+        (step := report.value(r["train_step_seconds"])): training_step(Shape(**r["shape"]), r["rows_a_step"] * r["length"], peaks) / step
+        for _, _, r in report.pairs_of_trainers(result)
+        if r["bits"] == 16 and r["shape"]["parameters"] >= trainers.CROSSOVER
+    }
     return Machine(
         f"{result['device']['name']}, {result['date']} ({paths.shown(path)})",
         Shape(**ours["shape"]),
@@ -68,6 +70,7 @@ def machine() -> Machine:
         report.value(ours["train_step_seconds"]),
         ours["startup_seconds"] + ours["first_sample_seconds"],
         min(unsloth, default=0.0),
+        max(unsloth.values(), default=UTILISATION),
     )
 
 
@@ -98,16 +101,16 @@ def sampling_seconds(m: Machine, shape: Shape, answers: int, prompt: float, new_
     each = max(1.0, shape.kv_bytes * (prompt + new_tokens))
     weights = shape.weights * (2 if _is_small(m, shape) else 1)
     batch = max(1, memory.answers_in(m.peaks.memory * memory.USABLE, weights, each, m.batch))
-    step = m.sampling_host + sampling_step(shape, min(batch, answers), prompt + new_tokens / 2, m.peaks) / UTILISATION
+    step = m.sampling_host + sampling_step(shape, min(batch, answers), prompt + new_tokens / 2, m.peaks) / m.utilisation
     return math.ceil(answers / batch) * new_tokens * step
 
 
 def training_seconds(m: Machine, shape: Shape, steps: int, tokens: float, passes: float = 1.0) -> float:
     """Seconds of optimiser steps on `tokens` tokens each; `passes` counts what a step does beyond one forward and backward."""
-    step = m.training_host + training_step(shape, round(tokens), m.peaks) / UTILISATION
+    step = m.training_host + training_step(shape, round(tokens), m.peaks) / m.utilisation
     return steps * passes * (step if _is_small(m, shape) else max(step, m.unsloth_step))
 
 
 def reading_seconds(m: Machine, shape: Shape, tokens: float) -> float:
     """Seconds of likelihood passes over texts: a third of training's operations."""
-    return training_step(shape, round(tokens), m.peaks) / 3 / UTILISATION
+    return training_step(shape, round(tokens), m.peaks) / 3 / m.utilisation

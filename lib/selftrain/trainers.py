@@ -20,9 +20,7 @@ from selftrain import memory, paths
 from selftrain.errors import InputError
 
 log = logging.getLogger(__name__)
-CROSSOVER = (
-    4e9  # parameters from which Unsloth is faster than TRL, both with checkpointing: the least size of the committed bench where it is
-)
+CROSSOVER = 4e9  # parameters from which Unsloth was faster than TRL, both with checkpointing, in the committed bench (a test compares)
 LIGHT = 0.1  # share of the memory that weights may take where recorded passes and a copy of them shall fit beside them
 ELEMENT = 2  # bytes a bfloat16 parameter
 MAX_LENGTH = 8192  # tokens a row or an answer with its prompt may have under Unsloth, which cuts longer ones without a word

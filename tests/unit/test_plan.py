@@ -94,6 +94,7 @@ def test_the_measured_machine_gives_its_own_numbers_back():
     four = throughput.shape_of("Qwen/Qwen3-4B")
     assert throughput.training_seconds(m, four, 1, 10) == m.unsloth_step > 2 * m.train_step
     assert throughput.training_seconds(m, four, 1, 1e5) > 2 * m.unsloth_step
+    assert 0.2 < m.utilisation < 1 and m.utilisation != throughput.UTILISATION, "it is read, not typed"
 
 
 def test_ones_own_bench_replaces_the_committed_one_if_its_gpu_is_known(tmp_path, monkeypatch):
