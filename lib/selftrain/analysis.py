@@ -108,6 +108,13 @@ def matched(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(CELL, dropna=False)["arm"].transform("nunique") > 1]
 
 
+def several_temperatures(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those cells (CELL) whose chains were drawn at several temperatures but are alike in their other ablations; with `arm`."""
+    rows = rows.assign(arm=arm(rows))
+    alike = [*CELL, "null", rows["arm"].str.replace(r"(, )?temperature [^,]+", "", regex=True).rename("otherwise")]
+    return rows[rows.groupby(alike, dropna=False)["temperature"].transform("nunique") > 1]
+
+
 def most_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of those cells (CELL) of each trait and regime that have the most training seeds, so that an interval over seeds does not mix settings in."""
     if rows.empty:

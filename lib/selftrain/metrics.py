@@ -30,7 +30,11 @@ def sentences(text: str) -> list[str]:
 
 def distinct2(texts: Iterable[str]) -> float | None:
     """Different word pairs over all word pairs, pooled over texts (Li et al. 2016); in (0, 1], None without pairs."""
-    pairs = [pair for text in texts for pair in zip(words(text), words(text)[1:], strict=False)]
+    return _distinct2([words(text) for text in texts])
+
+
+def _distinct2(spoken: Iterable[list[str]]) -> float | None:
+    pairs = [pair for said in spoken for pair in zip(said, said[1:], strict=False)]
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
@@ -75,6 +79,7 @@ def summarise(answers: Sequence[dict], scores: Sequence[dict], requested: int) -
 
     trait, low, high = scored(direct, "trait_score")
     texts = [a["answer"] for a in answers if a["answer"]]
+    spoken = [words(t) for t in texts]
     status = Counter(row["status"] for row in scores)
     tokens = sum(a["nll_tokens"] for a in answers)
     return {
@@ -84,9 +89,9 @@ def summarise(answers: Sequence[dict], scores: Sequence[dict], requested: int) -
         "trait_transfer": scored(transfer, "trait_score")[0],
         "coherence": scored(direct, "coherence")[0],
         "perplexity": math.exp(min(50.0, sum(a["nll"] for a in answers) / tokens)) if tokens else None,
-        "n_words": _mean(len(words(t)) for t in texts),
-        "sentence_words": _mean(len(words(s)) for t in texts for s in sentences(t)),
-        "distinct2": distinct2(texts),
+        "n_words": _mean(len(said) for said in spoken),
+        "sentence_words": _mean(n for t in texts for s in _SENTENCE.findall(t) if (n := len(words(s)))),
+        "distinct2": _distinct2(spoken),
         "n_requested": requested,
         "n_drawn": len(answers),
         "n_judged": status["judged"],

@@ -28,7 +28,7 @@ def false_positives(chains: Iterable[Series], rules: Iterable[Rule] = tuple(RULE
     for rule in rules:
         table = verdicts(chains, rule)
         table = table.assign(null=null_kind(table["null"]))
-        table["arm"] = table["arm"].where(table["null"] == "none", table["init"] + ", " + table["null"] + " null")
+        table["arm"] = table["arm"].where(table["null"] == "none", table["init"] + ", " + table["arm"])
         out.append(rates(table, ["rule", "null", "regime", "arm"]))
     found = pd.concat(out, ignore_index=True)
     found = found.assign(is_null=found["null"] != "none")

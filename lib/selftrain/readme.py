@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 
 from selftrain import analysis, claims, jsonl, paths, results, rules, study
 from selftrain.bench import report
 from selftrain.errors import InputError, run_command
+from selftrain.figures.common import panel_order
 
 README = "README.md"
 MAIN = "h100"  # the study that the claims are held against
@@ -48,27 +50,38 @@ def claim_table() -> str:
 
 
 def arms() -> str:
-    """Continual minus the other arms at the last cycle, from the committed results that notebook 21 reads."""
+    """Continual minus the other arms at the last cycle, from the committed results that notebook 21 reads; settings of one seed stand together."""
     _, rows, _ = _pooled("21_dpo_continual_vs_reinit")
     rows = rows[(rows["null"] == "none") & rows["complete"]]
+    found = pd.concat([analysis.arm_difference(analysis.matched(group)) for _, group in rows.groupby(["study", "regime"])])
+    found["alone"] = [i if n > 1 else -1 for i, n in enumerate(found["n"])]
     lines = []
-    found = [analysis.arm_difference(analysis.matched(group)) for _, group in rows.groupby(["study", "regime"])]
-    for r in pd.concat(found).sort_values(["regime", "trait", "minus"]).itertuples():
-        seeds = f"{r.lo:+.0f} to {r.hi:+.0f}" if r.n > 1 else "one seed, no interval"
-        lines.append(
-            [
-                r.regime.upper(),
-                r.trait,
-                f"N={r.n_seed}, M={r.n_sampled}, lr {r.lr:g}"
-                + (f", beta {r.beta:g}" if r.beta else "")
-                + (", cycle 0 by DPO" if r.cycle0 == "dpo" else ""),
-                f"continual minus {r.minus}",
-                f"{r.mean:+.0f}",
-                f"{r.n:.0f}",
-                seeds,
-            ]
-        )
+    for (regime, trait, other, cycle0, lr, _), some in found.groupby(["regime", "trait", "minus", "cycle0", "lr", "alone"]):
+        said = f"N={_span(some['n_seed'])}, M={_span(some['n_sampled'])}, lr {lr:g}"
+        said += f", beta {_span(some['beta'])}" if some["beta"].any() else ""
+        said += ", cycle 0 by DPO" if cycle0 == "dpo" else ""
+        seeds = int(some["n"].iloc[0])
+        interval = "one seed, no interval" if len(some) == 1 else f"{len(some)} settings of one seed each"
+        if seeds > 1:
+            interval = _span([some["lo"].iloc[0], some["hi"].iloc[0]], "+.0f")
+        lines.append([regime.upper(), trait, said, f"continual minus {other}", _span(some["mean"], "+.0f"), str(seeds), interval])
     return _table(["regime", "trait", "", "at the last cycle", "points", "seeds", "95 % interval over seeds"], lines)
+
+
+def _span(values: Iterable[float], form: str = "g") -> str:
+    """One number, or the least and the greatest of several."""
+    shown = [format(v, form) for v in sorted(set(values))]
+    return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
+
+
+def ends() -> str:
+    """What became of the chains of the main study under the default rule: counts by regime, arm and verdict."""
+    _, rows, scores = _pooled("24_claims")
+    counts = rules.rates(rules.verdicts(rules.series(rows, scores))).set_index(["regime", "arm"])
+    kinds = [name for name in (*rules.COUNTED, *rules.APART) if counts[name].any()]
+    places = sorted(counts.index, key=lambda place: panel_order(f"{place[0].upper()} {place[1]}"))
+    lines = [[place[0].upper(), place[1], *(str(n or "") for n in counts.loc[place, ["chains", *kinds]])] for place in places]
+    return _table(["regime", "arm", "chains", *kinds], lines)
 
 
 def judge() -> str:
@@ -116,7 +129,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
 
 
-BLOCKS = {"laptop": laptop, "claims": claim_table, "arms": arms, "judge": judge, "speed": speed}
+BLOCKS = {"laptop": laptop, "claims": claim_table, "ends": ends, "arms": arms, "judge": judge, "speed": speed}
 
 
 def filled(text: str) -> str:

@@ -68,8 +68,15 @@ def _run_rows(folder: Path, manifest: dict) -> list[dict]:
     rows = []
     for cycle, path in _cycles(folder):
         for scores in sorted(path.glob("scores/*.jsonl"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
-            rows.append({**settings, "cycle": cycle, **metrics.cycle_row(path, str(scores.relative_to(path)), requested)})
+            stamp = tuple(file.stat().st_mtime_ns for file in (path / "eval.jsonl", scores, path / "done.json"))
+            rows.append({**settings, "cycle": cycle, **_measured(path, scores.relative_to(path), requested, stamp)})
     return rows
+
+
+@functools.cache
+def _measured(path: Path, scores: Path, requested: int, stamp: tuple[int, ...]) -> dict:
+    """One cycle's numbers, read once a process for as long as its files stay as they are."""
+    return metrics.cycle_row(path, str(scores), requested)
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
@@ -236,14 +243,22 @@ def export(folder: str | Path, texts_per_cycle: int | None = None, panels: Seque
         name = next(n for n in names if not any((study / "tables" / f"{n}.{kind}.parquet").exists() for kind in ("cycles", "texts")))
         for kind, table in (("texts", texts), ("cycles", cycles)):  # a chain is held once its cycles stand, so they come last
             path = study / "tables" / f"{name}.{kind}.parquet"
-            content = pa.Table.from_pandas(table, preserve_index=False)
-            if kind == "cycles":
-                packed = base64.b64encode(zlib.compress(jsonl.dumps([manifest for _, manifest in runs]).encode(), 9))
-                content = content.replace_schema_metadata({**(content.schema.metadata or {}), MANIFESTS: packed})
-            pq.write_table(content, path.with_suffix(".new"), compression="zstd", compression_level=19)
-            os.replace(path.with_suffix(".new"), path)
+            _write(path, pa.Table.from_pandas(table, preserve_index=False), [m for _, m in runs] if kind == "cycles" else None)
             written.append(path)
     return written
+
+
+def _write(path: Path, table: pa.Table, manifests: list[dict] | None) -> None:
+    """A table as parquet, whole or not at all, with manifests as file metadata; without a second copy of its schema, most of a small table's bytes."""
+    new = path.with_suffix(".new")
+    with pq.ParquetWriter(
+        new, table.schema.remove_metadata(), compression="zstd", compression_level=19, store_schema=False, write_statistics=False
+    ) as file:
+        file.write_table(table.replace_schema_metadata(None))
+        if manifests is not None:
+            packed = base64.b64encode(zlib.compress(jsonl.dumps(manifests).encode(), 9))
+            file.add_key_value_metadata({MANIFESTS: packed})
+    os.replace(new, path)
 
 
 def committed_manifests(study: Path) -> list[dict]:

@@ -102,10 +102,14 @@ def test_figures_are_drawn_and_saved_with_what_they_plot(panel, tmp_path):
     scores, texts = results.load_scores("s"), results.load_texts("s")
     chains = rules.series(rows, scores)
     table = rules.verdicts(chains)
+    with pytest.raises(InputError, match="several temperatures"):
+        figures.temperatures(rows)
+    hotter = pd.concat([rows, rows.assign(chain=rows["chain"] + "-hot", temperature=1.0, trait_score=rows["trait_score"] + 7)])
     drawn = {
         "scores": figures.sweep_scores(rows),
         "map": figures.sweep_map(analysis.changes(rows)),
         "arms": figures.continual_vs_reinit(rows),
+        "temperatures": figures.temperatures(hotter),
         "examples": figures.example_verdicts(rows, texts, table.assign(verdict="static")),
         "floor": figures.noise_floor(noise.false_positives(chains)),
         "sensitivity": figures.sensitivity(rules.sensitivity(chains, thresholds=(5, 15), anchors=(0,), first_late=(1,), floors=(1, 50))),
@@ -117,6 +121,12 @@ def test_figures_are_drawn_and_saved_with_what_they_plot(panel, tmp_path):
         saved = figures.save(figure, name, plotted, tmp_path)
         assert all(p.stat().st_size > 0 for p in saved)
         assert len(pd.read_csv(saved[2])) == len(plotted)
+    hot, cool = (drawn["temperatures"][1].query("arm == @arm and measure == 'trait_score'") for arm in ("reinit, temperature 1", "reinit"))
+    assert list(hot["mean"] - 7) == pytest.approx(list(cool["mean"]))
+    maps = figures.sweep_map(analysis.changes(hotter))[1]
+    assert set(maps["arm"]) == {f"SFT {init}{hot}" for init in ("continual", "reinit") for hot in ("", ", temperature 1")}, (
+        "chains of two settings are one cell"
+    )
     drawn = {line.get_ydata()[0] for axis in figures.sweep_scores(rows)[0].axes for line in axis.get_lines()}
     assert rows.loc[rows["cycle"] == -1, "trait_score"].iloc[0] in drawn
 

@@ -169,7 +169,7 @@ def main() -> int | None:
         verb.add_argument("--out", type=Path)
         verb.add_argument("--index", type=int)
     verb = verbs.add_parser("trajectory", help="per-step losses of a short training, as JSON")
-    for option in ("--model", "--trainer", "--regime"):
+    for option in ("--model", "--trainer"):
         verb.add_argument(option, required=True)
     args = parser.parse_args()
     if args.verb == "run":
@@ -182,7 +182,7 @@ def main() -> int | None:
     if args.verb == "trajectory":
         from selftrain.bench import trajectory
 
-        print(json.dumps(trajectory.run(args.model, args.trainer, args.regime)))
+        print(json.dumps(trajectory.run(args.model, args.trainer)))
         return None
     sizes = Sizes(**{key: tuple(value) if isinstance(value, list) else value for key, value in args.sizes.items()})
     if args.verb == "worker":

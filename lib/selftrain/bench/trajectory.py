@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 from selftrain.formats import Item, preference_row, training_row
@@ -34,25 +35,24 @@ def rows_for(tokenizer: Any, regime: str, items: list[Item], max_length: int = 3
     ]
 
 
-def run(model: str, trainer: str, regime: str) -> dict[str, Any]:
-    """Losses of 8 steps on a real model with the trainer asked for: 2 passes over 16 seed rows in 4s, or 64 pairs in 16s; what
-    `python -m selftrain.bench trajectory` prints as JSON. TRL trains without recorded passes here: this compares trainers; what recording
-    changes is compared with TRL's own passes (bench part `correctness`)."""
-    from dataclasses import replace
-
+def run(model: str, trainer: str) -> dict[str, Any]:
+    """By regime the losses of 8 steps on a real model with the trainer asked for: 2 passes over 16 seed rows in 4s (`sft`) or 64 pairs in 16s (`dpo`);
+    what `python -m selftrain.bench trajectory` prints as JSON. TRL trains without recorded passes here: this compares trainers; what
+    recording changes is compared with TRL's own passes (bench part `correctness`)."""
     from selftrain.bench.sizes import items
 
     resident = Resident.open(model, rank=16, alpha=32, trainer=trainer)
     resident.plain_training = True
-    pairs = regime == "dpo"
-    rows = rows_for(resident.tokenizer, regime, items(64 if pairs else 16))
-    settings = replace(SETTINGS, beta=0.1, lr=3e-4, batch_size=16) if pairs else SETTINGS
-    return {"trainer": resident.trainer, "regime": regime, "losses": losses(resident, rows, settings, "base" if pairs else None)}
+    found: dict[str, Any] = {"trainer": resident.trainer}
+    for regime, n, reference, changes in (("sft", 16, None, {}), ("dpo", 64, "base", {"beta": 0.1, "lr": 3e-4, "batch_size": 16})):
+        rows = rows_for(resident.tokenizer, regime, items(n))
+        found[regime] = losses(resident, rows, replace(SETTINGS, **changes), reference)
+    return found
 
 
-def in_a_process(model: str, trainer: str, regime: str) -> dict[str, Any]:
+def in_a_process(model: str, trainer: str) -> dict[str, Any]:
     """The same in a process of its own; RuntimeError with the last lines of its output where it fails."""
-    command = [sys.executable, "-m", "selftrain.bench", "trajectory", "--model", model, "--trainer", trainer, "--regime", regime]
+    command = [sys.executable, "-m", "selftrain.bench", "trajectory", "--model", model, "--trainer", trainer]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError("\n".join(done.stderr.strip().splitlines()[-5:]))

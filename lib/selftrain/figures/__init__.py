@@ -1,6 +1,6 @@
 """Figures: one function each, drawn from tables alone, named like the files they are saved as. `seeds` stays apart, since it alone needs scikit-learn."""
 
-from selftrain.figures.arms import continual_vs_reinit
+from selftrain.figures.arms import continual_vs_reinit, temperatures
 from selftrain.figures.common import ARM_STYLES, GREY, TRAIT_COLOURS, png, save, style
 from selftrain.figures.sweeps import chain_so_far, pages, sweep_map, sweep_scores
 from selftrain.figures.tradeoff import coherence_floor, quality_by_cycle, tradeoff_paths
@@ -23,5 +23,6 @@ __all__ = [
     "style",
     "sweep_map",
     "sweep_scores",
+    "temperatures",
     "tradeoff_paths",
 ]

@@ -8,26 +8,45 @@ from matplotlib.figure import Figure
 
 from selftrain import analysis
 from selftrain.errors import InputError
-from selftrain.figures.common import ARM_STYLES, cycle_axis, traits_in
+from selftrain.figures.common import ARM_STYLES, GREY, cycle_axis, traits_in
+
+MEASURES = {"trait_score": "trait score", "coherence": "coherence", "sentence_words": "words a sentence", "reward_margin": "reward margin"}
+VARIETY = {"trait_score": "trait score", "coherence": "coherence", "distinct2": "distinct-2", "n_words": "words an answer"}
 
 
 def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime.
+    """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime, by_arm.
 
-    A row of panels a trait, one line an arm, on the settings that several arms have (analysis.matched) and that have the most training seeds:
-    mean over seeds of the mean over settings, with a 95 % t interval over seeds, each seed as a thin line. InputError where no setting has two arms.
+    InputError where no setting has two arms.
     """
-    measures = {
-        "trait_score": "trait score",
-        "coherence": "coherence",
-        "sentence_words": "words a sentence",
-        "reward_margin": "reward margin",
-    }
-    measures = {name: label for name, label in measures.items() if name in rows and rows[name].notna().any()}
     rows = analysis.matched(rows)
-    rows = analysis.most_seeds(rows[rows["arm"].isin(ARM_STYLES)])
+    rows = rows[rows["arm"].isin(ARM_STYLES)]
     if rows.empty:
         raise InputError("no setting was run both continual and reinitialised; there is nothing to compare")
+    return by_arm(rows, MEASURES, ARM_STYLES)
+
+
+def temperatures(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Trait score, coherence, distinct-2 and words an answer by cycle, for the chains of one regime, by_arm, on the settings that were drawn at several
+    temperatures (analysis.several_temperatures): dashed what was not drawn at the presets'. InputError where no setting was."""
+    rows = analysis.several_temperatures(rows)
+    styles = dict(ARM_STYLES)
+    for arm in sorted(set(rows["arm"]) - set(styles)):
+        colour, _, marker = ARM_STYLES.get(arm.partition(",")[0], (GREY, "", "x"))
+        styles[arm] = (colour, "--", marker)
+    if rows.empty:
+        raise InputError("no setting was drawn at several temperatures; there is nothing to compare")
+    return by_arm(rows, VARIETY, styles)
+
+
+def by_arm(rows: pd.DataFrame, measures: dict[str, str], styles: dict[str, tuple[str, str, str]]) -> tuple[Figure, pd.DataFrame]:
+    """A row of panels a trait, a column a measure (column: label), one line an arm (`arm`: colour, line, marker), by cycle.
+
+    Only the settings with the most training seeds are drawn: mean over seeds of the mean over settings, with a 95 % t interval over seeds,
+    each seed as a thin line.
+    """
+    measures = {name: label for name, label in measures.items() if name in rows and rows[name].notna().any()}
+    rows = analysis.most_seeds(rows)
     long = rows.melt(id_vars=["trait", "arm", "seed", "cycle"], value_vars=list(measures), var_name="measure", value_name="value").dropna(
         subset=["value"]
     )
@@ -47,7 +66,7 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for i, trait in enumerate(traits):
         for j, (measure, label) in enumerate(measures.items()):
             axis = axes[i][j]
-            for name, (colour, line, marker) in ARM_STYLES.items():
+            for name, (colour, line, marker) in styles.items():
                 some = points[(points["trait"] == trait) & (points["measure"] == measure) & (points["arm"] == name)].sort_values("cycle")
                 if some.empty:
                     continue
@@ -69,6 +88,6 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             if i == len(traits) - 1:
                 axis.set_xlabel("cycle")
     named = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=8)
     plt.close(figure)
     return figure, points

@@ -71,11 +71,18 @@ def save(figure: Figure, name: str, plotted: pd.DataFrame, folder: Path | None =
 
 
 def panel_names(rows: pd.DataFrame, beta: bool = True) -> pd.Series:
-    """What the panel of each row is called: regime and arm, and beta, learning rate and how cycle 0 was made where the rows hold several of them."""
-    names = rows["regime"].str.upper() + " " + analysis.arm(rows)
+    """What the panel of each row is called: regime and arm, beta where a regime has several, and a learning rate or a way to cycle 0 other than its usual."""
+    names = (
+        rows["regime"].str.upper() + " " + (rows["arm"] if "arm" in rows else analysis.arm(rows))
+    )  # analysis.changes has it, not what it is of
     for key, said in (("beta", "beta {:g}"), ("lr", "lr {:.1g}"), ("cycle0", "cycle 0 by {}")):
-        if key in rows and (beta or key != "beta") and rows.groupby("regime")[key].nunique().max() > 1:
-            names += rows[key].map(lambda value, said=said: "" if pd.isna(value) else ", " + said.format(value))
+        if key not in rows or key == "beta" and not beta:
+            continue
+        by_regime = rows.groupby("regime")[key]
+        several = by_regime.transform("nunique") > 1
+        if key != "beta":
+            several &= rows[key] != by_regime.transform(lambda values: values.mode().get(0))
+        names += rows[key].map(lambda value, said=said: "" if pd.isna(value) else ", " + said.format(value)).where(several, "")
     return names
 
 
