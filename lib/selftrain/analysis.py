@@ -100,6 +100,16 @@ def mean_interval(values: pd.Series, level: float = 0.95) -> pd.Series:
     return pd.Series({"mean": mean, "lo": mean - half, "hi": mean + half, "n": n})
 
 
+def without_ablation(arms: pd.Series) -> pd.Series:
+    """The arms (of `arm`) without the ablations that they name."""
+    return arms.str.replace(r", .*", "", regex=True)
+
+
+def ablation(arms: pd.Series) -> pd.Series:
+    """The ablations that arms (of `arm`) name, empty where they name none."""
+    return arms.str.replace(r"^[^,]*(, )?", "", regex=True)
+
+
 def matched(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of those cells (CELL) that several arms have, so that arms are compared on equal settings only; with `arm`."""
     rows = rows.assign(arm=arm(rows))
@@ -124,9 +134,11 @@ def most_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_score") -> pd.DataFrame:
-    """`first` minus every other arm at the last cycle that both have: a row a pair of chains alike in PAIRING, a column an arm.
+    """`first` minus other arms at the last cycle that both have: a row a pair of chains alike in PAIRING, a column an arm.
 
-    Null arms are left to the caller; pairs of which one chain is missing are missing. InputError where two chains of one arm are alike.
+    Arms are held against each other within an ablation ("reinit", "reinit, both temperature 1"), and `first` against its own ablations
+    ("continual, temperature 1"), so that a pair differs in one thing. Null arms are left to the caller; pairs of which one chain is missing
+    are missing. InputError where two chains of one arm are alike.
     """
     if rows.empty:
         return pd.DataFrame()
@@ -134,9 +146,18 @@ def arm_gaps(rows: pd.DataFrame, first: str = "continual", key: str = "trait_sco
     twice = rows[rows.duplicated([*PAIRING, "arm", "cycle"])]
     if len(twice):
         raise InputError(f"{twice['chain'].iloc[0]}: another chain has the same settings, arm and seed; compare one study at a time")
-    wide = rows.pivot(index=[*PAIRING, "cycle"], columns="arm", values=key)
+    rows = rows.assign(plain=without_ablation(rows["arm"]), ablation=ablation(rows["arm"]))
+    found = [
+        _gaps(some, "plain", first, key).rename(columns=lambda other, said=said: f"{other}, both {said}" if said else other)
+        for said, some in rows.groupby("ablation")
+    ]
+    return pd.concat([*found, _gaps(rows[rows["plain"] == first], "arm", first, key)], axis=1)
+
+
+def _gaps(rows: pd.DataFrame, column: str, first: str, key: str) -> pd.DataFrame:
+    wide = rows.pivot(index=[*PAIRING, "cycle"], columns=column, values=key)
     if first not in wide:
-        return pd.DataFrame()
+        return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * len(PAIRING), names=PAIRING))
     gaps = wide.drop(columns=first).rsub(wide[first], axis=0)
     return gaps[gaps.index.get_level_values("cycle") > 0].groupby(level=PAIRING).last()
 

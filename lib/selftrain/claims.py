@@ -168,9 +168,10 @@ def _cured(data: Data) -> Evidence:
 
 
 def _risen(data: Data, regime: str | None = None) -> pd.DataFrame:
-    """Chains whose trait amplifies by point estimate, whatever became of their coherence (the rule without its floor); nulls left out."""
+    """Chains whose trait amplifies by point estimate, whatever became of their coherence (the rule without its floor); nulls and ablations left out."""
     without = rules.verdicts(data.chains, replace(rules.SUSTAINED, floor=0.0))
-    risen = without.loc[without["point"] & (without["null"] == "none"), "chain"]
+    plain = analysis.ablation(without["arm"]) == ""
+    risen = without.loc[without["point"] & plain & (without["null"] == "none"), "chain"]
     some = data.costs[data.costs["chain"].isin(risen)]
     return some if regime is None else some[some["regime"] == regime]
 

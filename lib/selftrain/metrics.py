@@ -25,7 +25,11 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """Sentences, ended by . ! ? or a line break, that hold at least one word."""
-    return [s for s in _SENTENCE.findall(text) if words(s)]
+    return [s for s, _ in _sentences(text)]
+
+
+def _sentences(text: str) -> list[tuple[str, int]]:
+    return [(s, n) for s in _SENTENCE.findall(text) if (n := len(words(s)))]
 
 
 def distinct2(texts: Iterable[str]) -> float | None:
@@ -90,7 +94,7 @@ def summarise(answers: Sequence[dict], scores: Sequence[dict], requested: int) -
         "coherence": scored(direct, "coherence")[0],
         "perplexity": math.exp(min(50.0, sum(a["nll"] for a in answers) / tokens)) if tokens else None,
         "n_words": _mean(len(said) for said in spoken),
-        "sentence_words": _mean(n for t in texts for s in _SENTENCE.findall(t) if (n := len(words(s)))),
+        "sentence_words": _mean(n for t in texts for _, n in _sentences(t)),
         "distinct2": _distinct2(spoken),
         "n_requested": requested,
         "n_drawn": len(answers),

@@ -28,7 +28,8 @@ def false_positives(chains: Iterable[Series], rules: Iterable[Rule] = tuple(RULE
     for rule in rules:
         table = verdicts(chains, rule)
         table = table.assign(null=null_kind(table["null"]))
-        table["arm"] = table["arm"].where(table["null"] == "none", table["init"] + ", " + table["arm"])
+        kinds = table["init"] + ", " + table["arm"].str.replace(r"^other:\w+", "other", regex=True)
+        table["arm"] = table["arm"].where(table["null"] == "none", kinds)
         out.append(rates(table, ["rule", "null", "regime", "arm"]))
     found = pd.concat(out, ignore_index=True)
     found = found.assign(is_null=found["null"] != "none")
@@ -95,22 +96,23 @@ def variance_split(rows: pd.DataFrame, scores: pd.DataFrame, late: int = 4) -> p
 
 
 def other_traits(table: pd.DataFrame, threshold: float = 15.0) -> pd.DataFrame:
-    """What null chains do under the judges of all traits: a row a judged trait.
+    """What null chains do under the judges of all traits: a row a null arm and judged trait.
 
     Changes are those of the cycles from 4 on against the chain's own cycle 0, in points: their root mean square, their range, and `sustained`,
-    the chains that stand at least `threshold` points higher at every one of them. Needs columns chain, cycle, judged, trait_score.
+    the chains that stand at least `threshold` points higher at every one of them. Needs columns chain, arm, cycle, judged, trait_score.
     """
-    wide = table.pivot(index=["judged", "chain"], columns="cycle", values="trait_score")
+    wide = table.pivot(index=["arm", "judged", "chain"], columns="cycle", values="trait_score")
     change = wide[[c for c in wide if c >= 4]].sub(wide[0], axis=0)
-    by_trait = change.groupby(level="judged")
+    each = ["arm", "judged"]
+    by_trait = change.groupby(level=each)
     return pd.DataFrame(
         {
             "chains": by_trait.size(),
-            "cycle 0": wide[0].groupby(level="judged").mean(),
-            "rms change": (change**2).mean(axis=1).groupby(level="judged").mean() ** 0.5,
-            "lowest": change.min(axis=1).groupby(level="judged").min(),
-            "highest": change.max(axis=1).groupby(level="judged").max(),
-            "sustained": (change >= threshold).all(axis=1).groupby(level="judged").sum(),
+            "cycle 0": wide[0].groupby(level=each).mean(),
+            "rms change": (change**2).mean(axis=1).groupby(level=each).mean() ** 0.5,
+            "lowest": change.min(axis=1).groupby(level=each).min(),
+            "highest": change.max(axis=1).groupby(level=each).max(),
+            "sustained": (change >= threshold).all(axis=1).groupby(level=each).sum(),
         }
     ).reset_index()
 

@@ -50,22 +50,31 @@ def claim_table() -> str:
 
 
 def arms() -> str:
-    """Continual minus the other arms at the last cycle, from the committed results that notebook 21 reads; settings of one seed stand together."""
+    """Continual minus the other arms at the last cycle, from the committed results that notebook 21 reads, and the same of coherence; betas of one seed
+    each stand together."""
     _, rows, _ = _pooled("21_dpo_continual_vs_reinit")
-    rows = rows[(rows["null"] == "none") & rows["complete"]]
-    found = pd.concat([analysis.arm_difference(analysis.matched(group)) for _, group in rows.groupby(["study", "regime"])])
-    found["alone"] = [i if n > 1 else -1 for i, n in enumerate(found["n"])]
+    rows = analysis.matched(rows[(rows["null"] == "none") & rows["complete"]])
+    keys = [*analysis.CELL, "minus"]
+    found = pd.concat([_with_coherence(group, keys) for _, group in rows.groupby(["study", "regime"])])
+    found["together"] = found["beta"].where(found["n"] > 1, "")
     lines = []
-    for (regime, trait, other, cycle0, lr, _), some in found.groupby(["regime", "trait", "minus", "cycle0", "lr", "alone"]):
-        said = f"N={_span(some['n_seed'])}, M={_span(some['n_sampled'])}, lr {lr:g}"
+    for (regime, trait, other, cycle0, lr, n_seed, m, _), some in found.groupby(
+        ["regime", "trait", "minus", "cycle0", "lr", "n_seed", "n_sampled", "together"]
+    ):
+        said = f"N={n_seed}, M={m}, lr {lr:g}"
         said += f", beta {_span(some['beta'])}" if some["beta"].any() else ""
         said += ", cycle 0 by DPO" if cycle0 == "dpo" else ""
         seeds = int(some["n"].iloc[0])
-        interval = "one seed, no interval" if len(some) == 1 else f"{len(some)} settings of one seed each"
-        if seeds > 1:
-            interval = _span([some["lo"].iloc[0], some["hi"].iloc[0]], "+.0f")
-        lines.append([regime.upper(), trait, said, f"continual minus {other}", _span(some["mean"], "+.0f"), str(seeds), interval])
-    return _table(["regime", "trait", "", "at the last cycle", "points", "seeds", "95 % interval over seeds"], lines)
+        interval = "{:+.0f} to {:+.0f}".format(*some[["lo", "hi"]].iloc[0]) if seeds > 1 else "one seed, no interval"
+        told = [_span(some[key], "+.0f") for key in ("mean", "coherence")]
+        lines.append([regime.upper(), trait, said, f"continual minus {other}", told[0], str(seeds), interval, told[1]])
+    return _table(["regime", "trait", "", "at the last cycle", "points", "seeds", "95 % interval over seeds", "coherence"], lines)
+
+
+def _with_coherence(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """analysis.arm_difference, and beside it the mean difference in coherence."""
+    coherence = analysis.arm_difference(rows, key="coherence")[[*keys, "mean"]].rename(columns={"mean": "coherence"})
+    return analysis.arm_difference(rows).merge(coherence, on=keys)
 
 
 def _span(values: Iterable[float], form: str = "g") -> str:

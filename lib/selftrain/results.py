@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selftrain import jsonl, metrics, paths
+from selftrain import analysis, jsonl, metrics, paths
 from selftrain.config import ChainConfig
 from selftrain.errors import InputError, run_command
 
@@ -68,13 +68,14 @@ def _run_rows(folder: Path, manifest: dict) -> list[dict]:
     rows = []
     for cycle, path in _cycles(folder):
         for scores in sorted(path.glob("scores/*.jsonl"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
-            stamp = tuple(file.stat().st_mtime_ns for file in (path / "eval.jsonl", scores, path / "done.json"))
-            rows.append({**settings, "cycle": cycle, **_measured(path, scores.relative_to(path), requested, stamp)})
+            files = (f for f in (path / "eval.jsonl", path / "train_log.json", scores) if f.exists())
+            stamp = tuple((f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+            rows.append({**settings, "cycle": cycle, **_measured(path.resolve(), scores.relative_to(path), requested, stamp)})
     return rows
 
 
 @functools.cache
-def _measured(path: Path, scores: Path, requested: int, stamp: tuple[int, ...]) -> dict:
+def _measured(path: Path, scores: Path, requested: int, stamp: tuple) -> dict:
     """One cycle's numbers, read once a process for as long as its files stay as they are."""
     return metrics.cycle_row(path, str(scores), requested)
 
@@ -291,10 +292,11 @@ def manifests(folder: str | Path) -> list[dict]:
 
 
 def summary(folder: str | Path) -> pd.DataFrame:
-    """Complete chains counted by regime, init and trait, null arms apart."""
+    """Complete chains counted by regime, init, null arm and ablations (`arm`, empty where there is neither), and trait."""
     table = load(folder)
     chains = table[table["complete"]].drop_duplicates("chain")
-    arm = chains["null"].where(chains["null"] != "none", "")
+    arm = analysis.arm(chains).where(chains["null"] != "none", analysis.ablation)
+    arm = arm.where(~chains["dose_matched"].fillna(False).astype(bool), "dose-matched")
     return chains.assign(arm=arm).groupby(["regime", "init", "arm", "trait"]).size().unstack(fill_value=0)
 
 

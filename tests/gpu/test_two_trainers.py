@@ -12,8 +12,8 @@ MODEL = "smollm2-135m-instruct"
 
 
 @functools.cache
-def losses(trainer, time=1):
-    """By regime what a process of its own found, once for all tests."""
+def losses(trainer, attempt=1):
+    """By regime what a process of its own found; one process a trainer and attempt serves all tests."""
     if not (paths.MODELS / MODEL).exists():
         pytest.skip("needs the embedded model: make models")
     return trajectory.in_a_process(MODEL, trainer)
@@ -30,5 +30,5 @@ def test_their_losses_agree(unsloth, regime):
 @pytest.mark.parametrize("regime", ["sft", "dpo"])
 def test_one_trainer_agrees_with_itself(regime):
     """What rounding alone does between two processes; the tolerance must not be smaller."""
-    one, other = losses("trl"), losses("trl", time=2)
+    one, other = losses("trl"), losses("trl", attempt=2)
     assert trajectory.agree(one[regime], other[regime]) is None, (one, other)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from selftrain import analysis, figures, metrics, noise, results, rules, study, tradeoff
+from selftrain import analysis, figures, jsonl, metrics, noise, paths, results, rules, study, tradeoff
 from selftrain.errors import InputError
 from selftrain.panel import Panel, calibrate
 
@@ -52,6 +52,14 @@ def test_load_reads_runs_and_tables_alike(panel, results):
     assert len(module.load_texts("s")) == len(texts)
     assert len(module.manifests("s")) == 4
     assert module.summary("s").to_numpy().sum() == 4
+
+
+def test_a_changed_file_is_measured_anew(panel):
+    before = results.load("s")
+    scores = next((paths.RESULTS / "s" / "runs").glob("*/*/cycle_*/scores/*.jsonl"))
+    jsonl.write(scores, [row | {"coherence": 1.0} for row in jsonl.read(scores)])
+    after = results.load("s")
+    assert (after["coherence"] == 1).sum() == (before["coherence"] == 1).sum() + 1
 
 
 def test_chains_that_come_later_go_to_a_table_of_their_own(panel, results):
@@ -244,6 +252,13 @@ def test_arm_difference_pairs_seeds():
     both = pd.concat([rows, mixed])
     assert set(analysis.arm(both)) == {"continual", "reinit", "continual, mix base 0.5"}
     assert set(analysis.arm_difference(both)["minus"]) == {"reinit", "continual, mix base 0.5"}
+    hotter = rows.assign(chain=rows["chain"] + "-hot", temperature=1.0, trait_score=rows["trait_score"] * 2)
+    gaps = analysis.arm_difference(pd.concat([rows.assign(temperature=0.8), hotter])).set_index("minus")["mean"]
+    assert gaps.to_dict() == {"reinit": 30, "reinit, both temperature 1": 60, "continual, temperature 1": -40}, (
+        "a pair differs in two things"
+    )
+    with pytest.raises(InputError, match="nothing to compare"):
+        figures.continual_vs_reinit(pd.concat([r[r["init"] == "reinit"] for r in (rows.assign(temperature=0.8), hotter)]))
     faster = rows[rows["seed"] == 0].assign(
         lr=1e-3
     )  # a setting with one seed is not drawn beside one with three, that of another regime is
@@ -267,7 +282,8 @@ def test_null_chains_are_held_against_the_judges_of_all_traits(small, tiny, resu
     own = module.load("s").query("cycle in (0, 4)").set_index(["chain", "cycle"])["trait_score"]
     assert np.allclose(read[read["judged"] == "bliss"].set_index(["chain", "cycle"])["trait_score"].sort_index(), own.sort_index())
     table = noise.other_traits(
-        read.assign(trait_score=read["trait_score"] + 20 * (read["cycle"] == 4) * (read["judged"] == "lucky")), threshold=19
+        read.assign(arm="retrain null", trait_score=read["trait_score"] + 20 * (read["cycle"] == 4) * (read["judged"] == "lucky")),
+        threshold=19,
     )
     assert table.set_index("judged")["sustained"].drop("lucky").sum() == 0 and table.set_index("judged")["chains"].eq(2).all()
     assert table.set_index("judged").loc["lucky", "highest"] == pytest.approx(table.set_index("judged").loc["bliss", "highest"] + 20)

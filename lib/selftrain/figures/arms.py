@@ -19,8 +19,7 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
     InputError where no setting has two arms.
     """
-    rows = analysis.matched(rows)
-    rows = rows[rows["arm"].isin(ARM_STYLES)]
+    rows = analysis.matched(rows[analysis.arm(rows).isin(ARM_STYLES)])
     if rows.empty:
         raise InputError("no setting was run both continual and reinitialised; there is nothing to compare")
     return by_arm(rows, MEASURES, ARM_STYLES)
@@ -28,12 +27,12 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 def temperatures(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Trait score, coherence, distinct-2 and words an answer by cycle, for the chains of one regime, by_arm, on the settings that were drawn at several
-    temperatures (analysis.several_temperatures): dashed what was not drawn at the presets'. InputError where no setting was."""
+    temperatures (analysis.several_temperatures): dashed what was not drawn at the presets', null arms grey. InputError where no setting was."""
     rows = analysis.several_temperatures(rows)
-    styles = dict(ARM_STYLES)
-    for arm in sorted(set(rows["arm"]) - set(styles)):
-        colour, _, marker = ARM_STYLES.get(arm.partition(",")[0], (GREY, "", "x"))
-        styles[arm] = (colour, "--", marker)
+    styles = {}
+    for arm in sorted(set(rows["arm"]), key=lambda arm: (arm.count(","), arm)):
+        colour, line, marker = ARM_STYLES.get(arm.partition(",")[0], (GREY, "-", "v"))
+        styles[arm] = (colour, "--" if "temperature" in arm else line, marker)
     if rows.empty:
         raise InputError("no setting was drawn at several temperatures; there is nothing to compare")
     return by_arm(rows, VARIETY, styles)

@@ -71,10 +71,10 @@ def save(figure: Figure, name: str, plotted: pd.DataFrame, folder: Path | None =
 
 
 def panel_names(rows: pd.DataFrame, beta: bool = True) -> pd.Series:
-    """What the panel of each row is called: regime and arm, beta where a regime has several, and a learning rate or a way to cycle 0 other than its usual."""
-    names = (
-        rows["regime"].str.upper() + " " + (rows["arm"] if "arm" in rows else analysis.arm(rows))
-    )  # analysis.changes has it, not what it is of
+    """What the panel of each row is called: regime and arm, beta where a regime has several, and a learning rate or a way to cycle 0 that is not the
+    most frequent among these rows of the regime."""
+    arms = rows["arm"] if "arm" in rows else analysis.arm(rows)  # analysis.changes keeps the arm, but not all that it is made of
+    names = rows["regime"].str.upper() + " " + arms
     for key, said in (("beta", "beta {:g}"), ("lr", "lr {:.1g}"), ("cycle0", "cycle 0 by {}")):
         if key not in rows or key == "beta" and not beta:
             continue

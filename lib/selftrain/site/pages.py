@@ -55,7 +55,7 @@ def study_facts(data: StudyData, figures: list[StoredFigure], notebooks: list[No
         "about": about(data.name),
         "traits": traits,
         "counts": [
-            (f"{regime.upper()} {init}" + (f", {arm} null" if arm else ""), [int(row[t]) for t in traits])
+            (f"{regime.upper()} {init}" + (f", {arm}" if arm else ""), [int(row[t]) for t in traits])
             for (regime, init, arm), row in counts.iterrows()
         ],
         "extremes": extremes(data),
