@@ -152,10 +152,13 @@ class Resident:
             log.warning(what)
 
     def clean(self) -> None:
-        """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode."""
-        base = self.model.get_base_model()
-        base.__dict__.pop("forward", None)
-        self.model.__dict__.pop("forward", None)
+        """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode.
+
+        With the wrap goes accelerate's mark of a wrapped model: marked, the next training would run without autocast.
+        """
+        for model in (self.model, self.model.get_base_model()):
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                model.__dict__.pop(name, None)
         self.model.set_adapter("default")
         if "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")

@@ -28,6 +28,27 @@ def pairs(tokenizer):
     return [formats.preference_row(tokenizer, item, Item(item.id, "chat", item.prompt, f"No {item.id}."), 200) for item in CHAT]
 
 
+def test_every_training_is_wrapped_in_autocast_not_the_first_alone(tiny):
+    """accelerate marks a model that it has wrapped, and wraps no marked one."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    seen = []
+    inner = tiny.model.get_base_model()  # a hook of the model itself is called before its wrapped forward
+    hook = inner.register_forward_pre_hook(lambda *call: seen.append(torch.is_autocast_enabled("cpu")))
+    AcceleratorState._reset_state(True)
+    try:
+        accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+        for _ in range(2):
+            accelerator.prepare_model(tiny.model)(input_ids=torch.tensor([[5, 6, 7]]))
+            tiny.clean()
+            tiny.model(input_ids=torch.tensor([[5, 6, 7]]))
+    finally:
+        AcceleratorState._reset_state(True)
+        hook.remove()
+    assert seen == [True, False, True, False]
+
+
 def test_chat_rows_carry_loss_on_the_answer_only(tiny):
     tokenizer = tiny.tokenizer
     for item in CHAT:
