@@ -127,7 +127,7 @@ def speed() -> str:
     commit = ", ".join(sorted({part["commit"] for part in result["parts"].values()}))
     size = result["sizes"]
     lines = [
-        f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
+        f"{result['device']['name']}, {report.days(result)}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
         f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens."
     ]
     lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result))]
