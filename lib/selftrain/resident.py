@@ -154,7 +154,7 @@ class Resident:
     def clean(self) -> None:
         """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode.
 
-        With the wrap goes accelerate's mark of a wrapped model: marked, the next training would run without autocast.
+        With the wrap (Unsloth's trainer has one) goes accelerate's mark of a wrapped model: marked, the next training would run without autocast.
         """
         for model in (self.model, self.model.get_base_model()):
             for name in ("forward", "_original_forward", "_is_accelerate_prepared"):

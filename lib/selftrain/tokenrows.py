@@ -32,8 +32,11 @@ def _prove_pairs(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> None:
         assert (prompt, answer) in sides, "the trainer changed a row's tokens"
 
 
-def on_token_rows(preference: bool, rows: Sequence[dict], tokenizer: Any):
-    """TRL's trainer class for a data format, told to use our token rows as they are."""
+def on_token_rows(preference: bool, rows: Sequence[dict], tokenizer: Any, autocast: bool = False):
+    """TRL's trainer class for a data format, told to use our token rows as they are; `autocast` takes the loss in bfloat16 by autocast.
+
+    `bf16=True` would have accelerate wrap the model instead, which is done once to a model, and which copies all logits to float32.
+    """
     if preference:
         from trl import DPOTrainer as Base
     else:
@@ -49,6 +52,7 @@ def on_token_rows(preference: bool, rows: Sequence[dict], tokenizer: Any):
             if not self._proven:
                 _prove_pairs(inputs, rows) if preference else _prove_rows(inputs, rows, tokenizer.eos_token_id)
                 self._proven = True
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False):
+                return super().compute_loss(model, inputs, *args, **kwargs)
 
     return OnTokenRows

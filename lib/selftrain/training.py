@@ -94,7 +94,7 @@ def _arguments(settings: Settings, steps: int, resident: Resident, folder: str) 
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch",
-        bf16=cuda,
+        bf16=cuda and resident.trainer == "unsloth",
         use_cpu=not cuda,
         gradient_checkpointing=resident.checkpointing,
         padding_free=False,
@@ -170,7 +170,8 @@ def train(
             if preference
             else SFTConfig(loss_type="nll", packing=False, **shared)
         )
-        trainer_class = on_token_rows(preference, rows, resident.tokenizer)
+        by_autocast = resident.device.type == "cuda" and not args.bf16
+        trainer_class = on_token_rows(preference, rows, resident.tokenizer, by_autocast)
         dataset = datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows])
         try:
             trainer = trainer_class(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from selftrain import formats, training
+from selftrain import formats, passes, training
 from selftrain.formats import IGNORED, Item
 from selftrain.sampling import nll
 from selftrain.training import Settings, train
@@ -28,7 +28,27 @@ def pairs(tokenizer):
     return [formats.preference_row(tokenizer, item, Item(item.id, "chat", item.prompt, f"No {item.id}."), 200) for item in CHAT]
 
 
-def test_every_training_is_wrapped_in_autocast_not_the_first_alone(tiny):
+@pytest.mark.parametrize("reference", [None, "base", "cycle_start"])
+def test_every_training_is_under_autocast_not_the_first_alone(tiny, monkeypatch, reference):
+    seen, real = [], training.on_token_rows
+    rows = pairs(tiny.tokenizer) if reference else [formats.training_row(tiny.tokenizer, item, 200) for item in CHAT]
+    how = settings(beta=0.1) if reference else settings()
+
+    def losses():
+        tiny.fresh(1)
+        return [h["loss"] for h in train(tiny, rows, how, reference=reference).history]
+
+    exact = losses()
+    monkeypatch.setattr(training, "on_token_rows", lambda *given: real(*given[:3], autocast=True))  # as on CUDA
+    hook = passes.inner_of(tiny.model).layers[0].register_forward_pre_hook(lambda *call: seen.append(torch.is_autocast_enabled("cpu")))
+    try:
+        first, second = losses(), losses()
+    finally:
+        hook.remove()
+    assert seen and all(seen) and first == second != exact and first == pytest.approx(exact, rel=0.02)
+
+
+def test_accelerates_mark_of_a_wrapped_model_goes_with_its_wrap(tiny):
     """accelerate marks a model that it has wrapped, and wraps no marked one."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
