@@ -4,7 +4,7 @@ from selftrain.figures.arms import continual_vs_reinit, temperatures
 from selftrain.figures.common import ARM_STYLES, GREY, TRAIT_COLOURS, png, save, style
 from selftrain.figures.sweeps import chain_so_far, pages, sweep_map, sweep_scores
 from selftrain.figures.tradeoff import coherence_floor, quality_by_cycle, tradeoff_paths
-from selftrain.figures.verdicts import example_verdicts, noise_floor, sensitivity
+from selftrain.figures.verdicts import example_verdicts, noise_floor, run_to_run, sensitivity
 
 __all__ = [
     "ARM_STYLES",
@@ -18,6 +18,7 @@ __all__ = [
     "pages",
     "png",
     "quality_by_cycle",
+    "run_to_run",
     "save",
     "sensitivity",
     "style",
