@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from selftrain import analysis, claims, jsonl, paths, results, rules, study
 from selftrain.bench import report
 from selftrain.errors import InputError, run_command
 from selftrain.figures.common import panel_order
+from selftrain.rules import SUSTAINED
 
 README = "README.md"
 MAIN = "h100"  # the study that the claims are held against
@@ -84,13 +86,20 @@ def _span(values: Iterable[float], form: str = "g") -> str:
 
 
 def ends() -> str:
-    """What became of the chains of the main study under the default rule: counts by regime, arm and verdict."""
+    """What became of the chains of the main study under the default rule: counts by regime, arm and verdict; last those whose trait would be called
+    amplified, by point estimate, if coherence did not count."""
     _, rows, scores = _pooled("24_claims")
-    counts = rules.rates(rules.verdicts(rules.series(rows, scores))).set_index(["regime", "arm"])
+    chains = rules.series(rows, scores)
+    counts, anyhow = (
+        rules.rates(rules.verdicts(chains, rule)).set_index(["regime", "arm"]) for rule in (SUSTAINED, replace(SUSTAINED, floor=0.0))
+    )
     kinds = [name for name in (*rules.COUNTED, *rules.APART) if counts[name].any()]
     places = sorted(counts.index, key=lambda place: panel_order(f"{place[0].upper()} {place[1]}"))
-    lines = [[place[0].upper(), place[1], *(str(n or "") for n in counts.loc[place, ["chains", *kinds]])] for place in places]
-    return _table(["regime", "arm", "chains", *kinds], lines)
+    lines = [
+        [place[0].upper(), place[1], *(str(n or "") for n in [*counts.loc[place, ["chains", *kinds]], anyhow.loc[place, "point"]])]
+        for place in places
+    ]
+    return _table(["regime", "arm", "chains", *kinds, "rise, coherent or not"], lines)
 
 
 def judge() -> str:
@@ -127,7 +136,7 @@ def speed() -> str:
     commit = ", ".join(sorted({part["commit"] for part in result["parts"].values()}))
     size = result["sizes"]
     lines = [
-        f"{result['device']['name']}, {report.days(result)}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
+        f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
         f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens."
     ]
     lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result))]

@@ -104,13 +104,6 @@ def test_the_crossover_is_the_size_from_which_unsloth_stays_faster():
     assert report.crossover(result((6e8, 100, 90), (4e9, 20, 10))) is None
 
 
-def test_parts_of_several_days_are_dated():
-    result = made()
-    assert report.days(result) == "2026-11-23"
-    result["parts"]["ours"]["date"] = "2026-11-26"
-    assert report.days(result) == "2026-11-23 to 2026-11-26"
-
-
 def test_auto_changes_trainers_where_the_committed_bench_says():
     found = report.newest("cuda", committed=True)[1]
     sizes = sorted({trl["shape"]["parameters"] for _, trl, _ in report.pairs_of_trainers(found) if trl["bits"] == 16})

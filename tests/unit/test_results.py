@@ -295,6 +295,11 @@ def test_chains_run_twice_are_held_against_each_other_cycle_by_cycle(panel):
     again = rows[rows["chain"] == first].assign(trait_score=lambda t: t["trait_score"] + t["cycle"])
     found = noise.run_to_run(rows, again)
     assert found["difference"].tolist() == [-1, 0, 1, 2] and set(found["chain"]) == {first}
+    (row,) = noise.by_regime(found.assign(coherence_again=found["coherence"] - 3)).to_dict("records")  # the base is left out
+    assert (row["regime"], row["init"], row["chains"]) == (rows["regime"].iloc[0], rows["init"].iloc[0], 1)
+    assert [row[f"trait {what}"] for what in ("rms", "mean", "most")] == pytest.approx([(5 / 3) ** 0.5, 1, 2])
+    assert [row[f"coherence {what}"] for what in ("rms", "mean", "most")] == pytest.approx([3, -3, 3])
+    assert len(figures.run_to_run(found)[1]) == 3
     with pytest.raises(InputError, match="no complete chain is in both"):
         noise.run_to_run(rows, again.assign(complete=False))
 

@@ -113,8 +113,7 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
             continue
         print(f"{name} ...", end=" ", flush=True)
         busy = os.getloadavg()[0]
-        when = {"load_before": round(busy, 2), "commit": about["environment"]["commit"], "date": about["date"]}
-        part = {**in_a_process(name, sizes, device), **when}
+        part = {**in_a_process(name, sizes, device), "load_before": round(busy, 2), "commit": about["environment"]["commit"]}
         print(part.get("error") or "done", f"({part['seconds']:.0f} s)", flush=True)
         result = report.read(path) | about  # as it is now: another run may have added a part
         result["parts"][name] = part

@@ -167,12 +167,6 @@ def _shown(number: Any) -> str:
     return f"{one(number['median'])} ({one(number['min'])}-{one(number['max'])})" if isinstance(number, dict) else one(number)
 
 
-def days(result: dict[str, Any]) -> str:
-    """The days on which its parts were measured, the first and the last; a part that does not say is of the result's own."""
-    found = sorted({part.get("date", result["date"]) for part in result["parts"].values()})
-    return " to ".join(dict.fromkeys([found[0], found[-1]]))
-
-
 def notes(result: dict[str, Any]) -> list[str]:
     """What is to be known of parts, once a text: `note`, written by hand beside a part's numbers and gone when the part is measured again."""
     by_text: dict[str, list[str]] = {}
@@ -217,7 +211,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     quick = ", quick sizes" if result["quick"] else ""
     made = []
     for title, head, rows in (
-        (f"{result['device']['name']}, {days(result)}{quick}: median (least-greatest)", COMPARED, compared(result)),
+        (f"{result['device']['name']}, {result['date']}{quick}: median (least-greatest)", COMPARED, compared(result)),
         ("training with random weights", TRAINED, trained(result)),
     ):
         table = Table(title=title)

@@ -151,7 +151,9 @@ def run_to_run(twice: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             last, colour = mine["cycle"] == mine.groupby("chain")["cycle"].transform("max"), RUN_COLOURS[regime, init]
             for some, face in ((mine[~last], "none"), (mine[last], colour)):
                 axis.scatter(some[column], some[f"{column}_again"], s=16, linewidths=0.9, edgecolors=colour, facecolors=face)
-        axis.set(xlim=(0, 102), ylim=(0, 102), aspect="equal", xlabel=f"{label}, first run", ylabel="again" if column == "trait_score" else None)
+        axis.set(
+            xlim=(0, 102), ylim=(0, 102), aspect="equal", xlabel=f"{label}, first run", ylabel="again" if column == "trait_score" else None
+        )
     named = [
         plt.Line2D([], [], marker="o", ls="", ms=4.5, color=RUN_COLOURS[arm], label=f"{arm[0].upper()} {arm[1]} ({n} chains)")
         for arm in arms
