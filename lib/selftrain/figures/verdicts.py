@@ -176,7 +176,7 @@ def sensitivity(table: pd.DataFrame, floor: float = SUSTAINED.floor) -> tuple[Fi
     lines = max(1, -(-len(names) // 4))
     columns = max(1, -(-len(names) // lines))
     figure, axes = plt.subplots(
-        lines, columns, figsize=(2.2 * columns + 1.7, 2.0 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        lines, columns, figsize=(2.5 * columns + 1.7, 2.0 * lines + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     colours = dict(zip(sorted(some["anchor"].unique()), ("#0072B2", "#D55E00", "#009E73"), strict=False))
     styles = dict(zip(sorted(some["first_late"].unique()), (":", "-", "--"), strict=False))
