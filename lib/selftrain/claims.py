@@ -96,11 +96,11 @@ def _share(hits: pd.Series, clusters: pd.Series, unit: str = "chains") -> Eviden
     return Evidence(k / n, *rules.exact_interval(k, n), len(hits), n, unit)
 
 
-def _rate(regime: str, arm: str) -> Callable[[Data], Evidence]:
-    """Share of an arm's countable chains that amplify by point estimate under the default rule."""
+def _rate(regime: str, arm: str, floor: bool = True) -> Callable[[Data], Evidence]:
+    """Share of an arm's countable chains that amplify by point estimate under the default rule, or under the rule without its floor on coherence."""
 
     def found(data: Data) -> Evidence:
-        some = _arm(data.verdicts, regime, arm)
+        some = _arm(data.verdicts if floor else _without_floor(data), regime, arm)
         some = some[some["verdict"].isin(rules.COUNTED)]
         return _share(some["point"], _clusters(some)) if len(some) else NOTHING
 
@@ -167,9 +167,14 @@ def _cured(data: Data) -> Evidence:
     return _share(~pairs["reinit"].astype(bool), _pair_clusters(pairs), "pairs") if len(pairs) else NOTHING
 
 
+def _without_floor(data: Data) -> pd.DataFrame:
+    """Verdict rows under the default rule without its floor: what became of the trait, whatever became of the coherence."""
+    return rules.verdicts(data.chains, replace(rules.SUSTAINED, floor=0.0))
+
+
 def _risen(data: Data, regime: str | None = None) -> pd.DataFrame:
     """Chains whose trait amplifies by point estimate, whatever became of their coherence (the rule without its floor); nulls and ablations left out."""
-    without = rules.verdicts(data.chains, replace(rules.SUSTAINED, floor=0.0))
+    without = _without_floor(data)
     plain = analysis.ablation(without["arm"]) == ""
     risen = without.loc[without["point"] & plain & (without["null"] == "none"), "chain"]
     some = data.costs[data.costs["chain"].isin(risen)]
@@ -215,6 +220,15 @@ SHARE, POINTS, RATIO = "{:.0%}", "{:+.1f}", "{:.2f}"
 CLAIMS = (
     Claim("sft-rare", "Amplification is rare in SFT (reinit)", "share of chains amplified", "below", RARE, _rate("sft", "reinit"), SHARE),
     Claim("sdf-rare", "Amplification is rare in SDF (reinit)", "share of chains amplified", "below", RARE, _rate("sdf", "reinit"), SHARE),
+    Claim(
+        "sdf-rare-anyhow",
+        "... whatever became of the text",
+        "share of chains amplified if coherence does not count",
+        "below",
+        RARE,
+        _rate("sdf", "reinit", floor=False),
+        SHARE,
+    ),
     Claim(
         "brittle",
         "Amplification is brittle in N and M (SFT, SDF)",

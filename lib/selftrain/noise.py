@@ -119,7 +119,7 @@ def other_traits(table: pd.DataFrame, threshold: float = 15.0) -> pd.DataFrame:
 
 def run_to_run(rows: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Chains that were run twice from scratch with the same seeds, cycle by cycle: chain, regime, init, cycle, trait_score and coherence of both runs, and
-    `difference` of the trait score, in points. Rounding differs between runs and machines; what that changes is in every score of a study.
+    `difference` of the trait score, in points: what other machines, rounding in another order and, where it has changed between the two, the code do.
     InputError where no chain is in both.
     """
     keys = ["chain", "regime", "init", "cycle"]

@@ -99,7 +99,7 @@ def ends() -> str:
         [place[0].upper(), place[1], *(str(n or "") for n in [*counts.loc[place, ["chains", *kinds]], anyhow.loc[place, "point"]])]
         for place in places
     ]
-    return _table(["regime", "arm", "chains", *kinds, "rise, coherent or not"], lines)
+    return _table(["regime", "arm", "chains", *kinds, "rise at any coherence"], lines)
 
 
 def judge() -> str:

@@ -154,7 +154,8 @@ class Resident:
     def clean(self) -> None:
         """Take off what a TRL trainer leaves on a resident model: its wrapped forward, its reference adapter, training mode.
 
-        With the wrap (Unsloth's trainer has one) goes accelerate's mark of a wrapped model: marked, the next training would run without autocast.
+        Where accelerate has wrapped the model (`bf16=True`, as Unsloth trains), its mark of a wrapped model goes too: marked, the next training
+        would run without autocast.
         """
         for model in (self.model, self.model.get_base_model()):
             for name in ("forward", "_original_forward", "_is_accelerate_prepared"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def _prove_pairs(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> None:
 def on_token_rows(preference: bool, rows: Sequence[dict], tokenizer: Any, autocast: bool = False):
     """TRL's trainer class for a data format, told to use our token rows as they are; `autocast` takes the loss in bfloat16 by autocast.
 
-    `bf16=True` would have accelerate wrap the model instead, which is done once to a model, and which copies all logits to float32.
+    `bf16=True` would have accelerate wrap the model instead, which it does once to a model, and which copies all logits to float32 once more.
     """
     if preference:
         from trl import DPOTrainer as Base
@@ -52,7 +53,8 @@ def on_token_rows(preference: bool, rows: Sequence[dict], tokenizer: Any, autoca
             if not self._proven:
                 _prove_pairs(inputs, rows) if preference else _prove_rows(inputs, rows, tokenizer.eos_token_id)
                 self._proven = True
-            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=autocast, cache_enabled=False):
+            how = torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False) if autocast else contextlib.nullcontext()
+            with how:
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
     return OnTokenRows

@@ -94,7 +94,7 @@ def _arguments(settings: Settings, steps: int, resident: Resident, folder: str) 
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch",
-        bf16=cuda and resident.trainer == "unsloth",
+        bf16=cuda and resident.trainer == "unsloth",  # TRL's loss is taken under an autocast of our own (tokenrows)
         use_cpu=not cuda,
         gradient_checkpointing=resident.checkpointing,
         padding_free=False,

@@ -62,7 +62,7 @@ def test_sliding_window_attention_is_trained_too(gemma, monkeypatch):
 
 
 def test_a_later_training_computes_as_the_first(smollm):
-    """By autocast: accelerate wraps a model once, unless what it leaves on it is taken off."""
+    """Under autocast, which accelerate would see to once a model."""
     seen = []
     hook = passes.inner_of(smollm.model).layers[0].register_forward_pre_hook(lambda *call: seen.append(torch.is_autocast_enabled("cuda")))
     smollm.plain_training = True

@@ -8,6 +8,7 @@ import pytest
 import torch
 from selftrain import formats, passes, training
 from selftrain.formats import IGNORED, Item
+from selftrain.resident import Resident
 from selftrain.sampling import nll
 from selftrain.training import Settings, train
 
@@ -30,7 +31,7 @@ def pairs(tokenizer):
 
 @pytest.mark.parametrize("reference", [None, "base", "cycle_start"])
 def test_every_training_is_under_autocast_not_the_first_alone(tiny, monkeypatch, reference):
-    seen, real = [], training.on_token_rows
+    seen = []
     rows = pairs(tiny.tokenizer) if reference else [formats.training_row(tiny.tokenizer, item, 200) for item in CHAT]
     how = settings(beta=0.1) if reference else settings()
 
@@ -39,12 +40,14 @@ def test_every_training_is_under_autocast_not_the_first_alone(tiny, monkeypatch,
         return [h["loss"] for h in train(tiny, rows, how, reference=reference).history]
 
     exact = losses()
-    monkeypatch.setattr(training, "on_token_rows", lambda *given: real(*given[:3], autocast=True))  # as on CUDA
+    monkeypatch.setattr(Resident, "device", torch.device("cuda"))  # so that training is set up as there; it runs where the model is
+    tiny.plain_training = True
     hook = passes.inner_of(tiny.model).layers[0].register_forward_pre_hook(lambda *call: seen.append(torch.is_autocast_enabled("cpu")))
     try:
         first, second = losses(), losses()
     finally:
         hook.remove()
+        tiny.plain_training = False
     assert seen and all(seen) and first == second != exact and first == pytest.approx(exact, rel=0.02)
 
 

@@ -11,7 +11,7 @@ from selftrain.errors import InputError
 from selftrain.figures.common import ARM_STYLES, GREY, cycle_axis, traits_in
 
 MEASURES = {"trait_score": "trait score", "coherence": "coherence", "sentence_words": "words a sentence", "reward_margin": "reward margin"}
-MANY = 3  # traits, from which on there are more of them than fit beneath each other on a page
+MANY = 3  # traits; more of them do not fit beneath each other on a page
 VARIETY = {"trait_score": "trait score", "coherence": "coherence", "distinct2": "distinct-2", "n_words": "words an answer"}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from selftrain import analysis, tradeoff
 from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_order, traits_in
@@ -71,14 +72,17 @@ def tradeoff_paths(rows: pd.DataFrame, floor: float = 50.0) -> tuple[Figure, pd.
 
 def quality_by_cycle(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Trait score, coherence, perplexity, lengths, the share of answers cut at the length limit and distinct-2 by cycle: a row of panels an arm, a line a
-    trait (mean over its chains, as far as all of them go), so that what a trait gained and what the text lost stand in one row."""
+    trait (mean over its chains, of perplexities the geometric one, as far as all of them go), so that what a trait gained and what the text lost stand in one row."""
     rows = rows[rows["complete"].astype(bool)].assign(arm=lambda t: analysis.arm(t), truncated=lambda t: t["n_truncated"] / t["n_drawn"])
     names = sorted({(r.regime, r.arm) for r in rows.itertuples()}, key=lambda n: panel_order(f"{n[0].upper()} {n[1]}"))
+    rows = rows.assign(perplexity=np.log(rows["perplexity"].astype(float)))  # or one broken chain would be the mean
     points = rows.groupby(["regime", "arm", "trait", "cycle"], as_index=False)[list(MEASURES)].mean()
+    points["perplexity"] = np.exp(points["perplexity"])
     here = rows.groupby(["regime", "arm", "trait", "cycle"])["chain"].nunique().rename("chains").reset_index()
     points = points.merge(here)
     points = points[points["chains"] == points.groupby(["regime", "arm", "trait"])["chains"].transform("max")]
     last = int(rows["cycle"].max())
+    decades = np.log10(points["perplexity"].max() / points["perplexity"].min())
     figure, axes = plt.subplots(
         len(names),
         len(MEASURES),
@@ -101,8 +105,8 @@ def quality_by_cycle(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 axis.set_ylim(-0.03, 1.03)
             if measure == "perplexity":
                 axis.set_yscale("log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.yaxis.set_major_formatter(ScalarFormatter())
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+                axis.yaxis.set_major_formatter(EngFormatter(sep=""))
                 axis.yaxis.set_minor_formatter(NullFormatter())
             cycle_axis(axis, last)
             axis.tick_params(labelsize=7)
