@@ -16,7 +16,7 @@ VARIETY = {"trait_score": "trait score", "coherence": "coherence", "distinct2": 
 
 
 def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime, by_arm.
+    """Trait score, coherence, sentence length and, where there are pairs, reward margin by cycle, for the chains of one regime, a line an arm.
 
     InputError where no setting has two arms.
     """
@@ -27,7 +27,7 @@ def continual_vs_reinit(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def temperatures(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Trait score, coherence, distinct-2 and words an answer by cycle, for the chains of one regime, by_arm, on the settings that were drawn at several
+    """Trait score, coherence, distinct-2 and words an answer by cycle, for the chains of one regime, a line an arm, on the settings that were drawn at several
     temperatures (analysis.several_temperatures): dashed what was not drawn at the presets', null arms grey. InputError where no setting was."""
     rows = analysis.several_temperatures(rows)
     styles = {}
