@@ -64,6 +64,13 @@ def verdicts_of(chains: list[dict]) -> pd.Series:
 UP, FLAT, DOWN = [5, 40, 45, 50, 55, 60, 62, 64], [5, 40, 40, 41, 40, 39, 40, 40], [5, 40, 20, 12, 10, 8, 7, 6]
 
 
+def test_documents_that_rise_and_break_count_only_where_coherence_does_not():
+    broken = [dict(regime="sdf", init="reinit", seed=s, scores=UP, last={"coherence": 10.0}) for s in range(60)]
+    found = claims.table(Data.of(rows_of(broken), pd.DataFrame())).set_index("key")
+    assert (found.loc["sdf-rare", "estimate"], found.loc["sdf-rare", "verdict"]) == (0, HOLDS)
+    assert (found.loc["sdf-rare-anyhow", "estimate"], found.loc["sdf-rare-anyhow", "verdict"]) == (1, FAILS)
+
+
 def arms(n: int, continual=UP, reinit=DOWN, **more) -> list[dict]:
     same = [
         dict(regime="dpo", init=init, beta=0.1, seed=s, scores=[v + s for v in scores], **more)
