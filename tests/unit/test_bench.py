@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
 from dataclasses import asdict, replace
 from datetime import date
+from pathlib import Path
 
 import pytest
 import torch
 from selftrain import formats, passes, paths, trainers
 from selftrain.bench import __main__ as bench
-from selftrain.bench import correctness, floors, large, measure, report
+from selftrain.bench import correctness, floors, large, measure, ours, packing, report
 from selftrain.bench.floors import Peaks, Shape
 from selftrain.bench.sizes import SIZES, Sizes, config, items, prompts
 from selftrain.resident import Resident
@@ -157,13 +161,14 @@ def test_both_sides_get_the_same_work():
 def test_a_part_that_fails_is_a_result_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     sizes = replace(SIZES["cpu-quick"], model="./nowhere")
-    failed = bench.in_a_process("ours", sizes, "cpu")
-    assert failed["status"] == "failed" and "no such folder" in failed["error"]
+    ((name, failed),) = bench.in_a_process(["ours"], sizes, "cpu")
+    assert name == "ours" and failed["status"] == "failed" and "no such folder" in failed["error"]
     asked = []
 
-    def pretend(name, sizes, device):
-        asked.append(name)
-        return failed if name == "baseline" else {"status": "ok", "seconds": 1.0, "results": made()["parts"]["ours"]["results"]}
+    def pretend(names, sizes, device):
+        asked.extend(names)
+        for name in names:
+            yield name, failed if name == "baseline" else {"status": "ok", "seconds": 1.0, "results": made()["parts"]["ours"]["results"]}
 
     monkeypatch.setattr(bench, "in_a_process", pretend)
     monkeypatch.setattr(bench, "part_names", lambda sizes, device: ["baseline", "ours"])
@@ -179,6 +184,12 @@ def test_parts_are_named_and_unknown_ones_refused():
     names = bench.part_names(SIZES["cuda"], "cuda")
     assert len(names) == len(set(names)) and {"packing_8", "train_4b_unsloth_4_2048", "train_0.6b_trl_16_512"} <= set(names)
     assert bench.part_names(SIZES["cpu"], "cpu") == ["baseline", "ours", "correctness"]
+    together = bench.groups(names)
+    assert sorted(sum(together, [])) == sorted(names) and ["packing_8_turns"] in together
+    assert ["packing_1", "packing_2", "packing_4", "packing_8"] in together
+    assert ["train_4b_unsloth_4_512", "train_4b_unsloth_4_2048"] in together and len(together) == 9
+    with pytest.raises(bench.InputError, match="one trainer"):
+        large.lengths_of(["train_4b_trl_16_512", "train_4b_trl_4_512"])
     with pytest.raises(bench.InputError, match="no part 'speed'"):
         bench.run("cpu", True, ["speed"], False, None)
     assert Sizes(**asdict(SIZES["cuda"])) == SIZES["cuda"]
@@ -236,10 +247,72 @@ def test_losses_of_padded_passes_are_compared_with_the_models_own(tiny, monkeypa
 @pytest.mark.model
 def test_training_at_a_shape_runs_on_a_cpu_with_a_tiny_shape(tmp_path):
     sizes = replace(SIZES["cpu-quick"], large_rows=2, large_steps=5)
-    found = large.run(sizes, "cpu", "train_4b_trl_16_32", shape=TINY_QWEN, folder=tmp_path / "tiny-qwen")
+    names = ["train_4b_trl_16_32", "train_4b_trl_16_64"]
+    found, longer = large.run(sizes, "cpu", names, shapes={"4b": TINY_QWEN}, folder=tmp_path / "tiny-qwen")
+    assert (found["length"], longer["length"]) == (32, 64) and longer["losses"][0] == pytest.approx(10.8, abs=0.5)
     assert len(found["losses"]) == 5 and len(found["train_step_seconds"]["values"]) == 2
     assert found["train_tokens_per_second"]["max"] == pytest.approx(64 / found["train_step_seconds"]["min"])
     assert found["shape"]["parameters"] < 10_000_000 and found["losses"][0] == pytest.approx(10.8, abs=0.5)  # ln 49,152, random weights
+
+
+def test_parts_that_ended_are_kept_where_a_later_one_of_their_process_fails(tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text(f"""#!{sys.executable}
+import sys, time, pathlib
+first, folder = sys.argv[sys.argv.index("parts") + 1], pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+(folder / f"{{first}}.json").write_text('{{"losses": [1.5]}}')
+time.sleep(0.5)
+sys.exit("the second part broke")
+""")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    found = dict(bench.in_a_process(["a", "b", "c"], SIZES["cpu-quick"], "cpu"))
+    assert found["a"]["status"] == "ok" and found["a"]["results"] == {"losses": [1.5]}
+    assert [(found[n]["status"], found[n]["error"]) for n in "bc"] == [("failed", "the second part broke")] * 2
+
+
+class Worker(threading.Thread):
+    """A packed process as a thread, with what packing.run asks of a process."""
+
+    def __init__(self, command, **_):
+        super().__init__(daemon=True)
+        self.index, self.folder, self.device = int(command[-1]), Path(command[4]), command[6]
+        self.start()
+
+    def run(self):
+        packing.worker(self.index, self.folder, SIZES["cpu-quick"], self.device)
+
+    def poll(self):
+        return None if self.is_alive() else 0
+
+    def wait(self, seconds):
+        self.join(seconds)
+
+    def kill(self):
+        assert not self.is_alive()
+
+
+def test_packed_windows_count_the_cycles_that_ended_in_them(monkeypatch):
+    seeds = []
+
+    class Chain:
+        def __init__(self, config, resident):
+            seeds.append(config.seed)
+
+        def run_cycle(self, cycle):
+            time.sleep(0.1)
+
+    monkeypatch.setattr(packing.subprocess, "Popen", Worker)
+    monkeypatch.setattr(ours, "opened", lambda sizes, device: None)
+    monkeypatch.setattr("selftrain.chain.Chain", Chain)
+    sizes = replace(SIZES["cpu-quick"], packing_jobs=(1, 2), packing_seconds=1, packing_long=2)
+    one, two = packing.run(sizes, "cpu", [1, 2])
+    assert [one["window_seconds"], two["window_seconds"]] == [1, 2] and (one["started"], two["started"]) == (2, 2)
+    assert 3 <= one["cycles"] <= 9  # of ten things done in a second, the bases do not count, and the last ends too late
+    assert 2 * 7 <= two["cycles"] <= 2 * 18 and len(seeds) == len(set(seeds))
+    assert two["chains_per_hour"] == pytest.approx(two["cycles"] / 7 / 2 * 3600)
+    (turns,) = packing.run(sizes, "cpu", [2], service=False)
+    assert turns["window_seconds"] == 1 and not turns["at_once"]
 
 
 def test_random_rows_are_whole_and_never_end():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -16,13 +18,14 @@ from typing import Any
 
 from rich.console import Console
 
-from selftrain import paths
+from selftrain import jsonl, paths
 from selftrain.bench import floors, large, report
 from selftrain.bench.sizes import Sizes, sizes_for
 from selftrain.environment import environment
 from selftrain.errors import InputError, run_command
 
 LIMIT = 3600  # seconds a part may take
+PATIENCE = 60  # seconds that a process may take to end after its last part
 BUSY = 0.75  # load a core, before a part starts, from which a CPU's timings are called unreliable
 
 
@@ -35,47 +38,58 @@ def part_names(sizes: Sizes, device: str) -> list[str]:
     return [*names, *packed, f"{packed[-1]}_turns", *large.parts(sizes)]
 
 
-def run_part(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
-    """One part's numbers, in this process."""
-    if name.startswith("packing_"):
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """Parts that share a process, in their order: what packed processes do together, and what one trainer does at one precision."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        words = name.split("_")
+        packed = words[0] == "packing" and words[-1] != "turns"
+        found.setdefault("packing" if packed else "_".join(words[2:4]) if words[0] == "train" else name, []).append(name)
+    return list(found.values())
+
+
+def measured(names: list[str], sizes: Sizes, device: str) -> Iterator[dict[str, Any]]:
+    """The numbers of parts that share a process, in this process, each as it ends."""
+    if names[0].startswith("packing_"):
         from selftrain.bench import packing
 
-        return packing.run(sizes, device, int(name.split("_")[1]), service=not name.endswith("_turns"))
-    if name.startswith("train_"):
-        return large.run(sizes, device, name)
-    from selftrain.bench import baseline, correctness, ours
+        yield from packing.run(sizes, device, [int(name.split("_")[1]) for name in names], service=not names[0].endswith("_turns"))
+    elif names[0].startswith("train_"):
+        yield from large.run(sizes, device, names)
+    else:
+        from selftrain.bench import baseline, correctness, ours
 
-    return {"baseline": baseline, "ours": ours, "correctness": correctness}[name].run(sizes, device)
+        yield {"baseline": baseline, "ours": ours, "correctness": correctness}[names[0]].run(sizes, device)
 
 
-def in_a_process(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
-    """One part in a process of its own: {status, seconds, results} or {status, seconds, error}. A failure is a result; the others go on."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        out, log = Path(folder) / "out.json", Path(folder) / "log"
-        command = [
-            sys.executable,
-            "-m",
-            "selftrain.bench",
-            "part",
-            name,
-            "--device",
-            device,
-            "--sizes",
-            json.dumps(asdict(sizes)),
-            "--out",
-            str(out),
-        ]
-        with open(log, "w") as sink:
-            try:
-                code = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, timeout=LIMIT, env=_environment(device)).returncode
-            except subprocess.TimeoutExpired:
-                code = f"more than {LIMIT} s"
-        seconds = round(time.monotonic() - started, 1)
-        if code == 0 and out.exists():
-            return {"status": "ok", "seconds": seconds, "results": json.loads(out.read_text())}
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return {"status": "failed", "seconds": seconds, "error": lines[-1][:300] if lines else f"ended with {code}", "log": lines[-25:]}
+def in_a_process(names: list[str], sizes: Sizes, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Parts in a process of their own: (name, {status, seconds, results}) as each ends, or {status, seconds, error} of those that did not.
+
+    Seconds count from the part before, for the first from the start of the process.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        command = [sys.executable, "-m", "selftrain.bench", "parts", *names, "--device", device, "--sizes", json.dumps(asdict(sizes))]
+        with open(folder / "log", "w") as log:
+            process = subprocess.Popen([*command, "--out", scratch], stdout=log, stderr=subprocess.STDOUT, env=_environment(device))
+        try:
+            for name in names:
+                started, ended, out = time.monotonic(), False, folder / f"{name}.json"
+                while not out.exists() and not ended and time.monotonic() - started < LIMIT:
+                    time.sleep(0.2)
+                    ended = process.poll() is not None
+                part: dict[str, Any] = {"status": "ok", "seconds": round(time.monotonic() - started, 1)}
+                if out.exists():
+                    yield name, {**part, "results": json.loads(out.read_text())}
+                    continue
+                process.kill()
+                lines = [line for line in (folder / "log").read_text(errors="replace").splitlines() if line.strip()]
+                error = (lines or [f"ended with {process.returncode}"])[-1][:300] if ended else f"more than {LIMIT} s"
+                yield name, {**part, "status": "failed", "error": error, "log": lines[-25:]}
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        finally:
+            process.kill()
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -93,7 +107,7 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device; say --device cpu")
     sizes = sizes_for(device, quick)
-    sizes = replace(sizes, packing_seconds=seconds) if seconds else sizes
+    sizes = replace(sizes, packing_long=seconds) if seconds else sizes
     names = part_names(sizes, device)
     if unknown := sorted(set(only or ()) - set(names)):
         raise InputError(f"no part {unknown[0]!r} on {device}; parts: {', '.join(names)}")
@@ -108,16 +122,14 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
         "sizes": asdict(sizes),
         "peaks": asdict(peaks) if peaks else None,
     }
-    for name in only or names:
-        if not again and not only and report.done(report.read(path), name):
-            continue
-        print(f"{name} ...", end=" ", flush=True)
+    for together in groups([name for name in only or names if again or only or not report.done(report.read(path), name)]):
+        print(f"{', '.join(together)} ...", flush=True)
         busy = os.getloadavg()[0]
-        part = {**in_a_process(name, sizes, device), "load_before": round(busy, 2), "commit": about["environment"]["commit"]}
-        print(part.get("error") or "done", f"({part['seconds']:.0f} s)", flush=True)
-        result = report.read(path) | about  # as it is now: another run may have added a part
-        result["parts"][name] = part
-        report.write(path, result)
+        for name, part in in_a_process(together, sizes, device):
+            print(f"  {name}: {part.get('error') or 'done'} ({part['seconds']:.0f} s)", flush=True)
+            result = report.read(path) | about  # as it is now: another run may have added a part
+            result["parts"][name] = {**part, "load_before": round(busy, 2), "commit": about["environment"]["commit"]}
+            report.write(path, result)
     show(path)
     return int(any(p["status"] != "ok" for p in report.read(path)["parts"].values()))
 
@@ -158,12 +170,12 @@ def main() -> int | None:
     verb.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     verb.add_argument("--part", action="append", help="only this part (repeatable), also where it is done")
     verb.add_argument("--again", action="store_true", help="also the parts that are done")
-    verb.add_argument("--seconds", type=int, help="length of each packed run (the target asks for 360)")
+    verb.add_argument("--seconds", type=int, help="length of the longest packed run (the target asks for 360)")
     verb = verbs.add_parser("show", help="print a result again")
     verb.add_argument("file", nargs="?", type=Path)
-    for name in ("part", "worker"):  # what `run` starts
+    for name in ("parts", "worker"):  # what `run` starts
         verb = verbs.add_parser(name)
-        verb.add_argument("name")
+        verb.add_argument("names", nargs="+")
         verb.add_argument("--device", required=True)
         verb.add_argument("--sizes", type=json.loads, required=True)
         verb.add_argument("--out", type=Path)
@@ -188,8 +200,9 @@ def main() -> int | None:
     if args.verb == "worker":
         from selftrain.bench import packing
 
-        return packing.worker(args.index, Path(args.name), sizes, args.device)
-    args.out.write_text(json.dumps(run_part(args.name, sizes, args.device)))
+        return packing.worker(args.index, Path(args.names[0]), sizes, args.device)
+    for name, found in zip(args.names, measured(args.names, sizes, args.device), strict=True):
+        jsonl.write_text(args.out / f"{name}.json", json.dumps(found))
     return None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +16,7 @@ from selftrain.bench import measure
 from selftrain.bench.floors import Shape
 from selftrain.bench.sizes import Sizes
 from selftrain.config import SMALL_MODEL
+from selftrain.errors import InputError
 from selftrain.resident import Resident
 from selftrain.training import Settings, train
 
@@ -117,40 +119,65 @@ def parts(sizes: Sizes) -> list[str]:
     return names
 
 
-def run(sizes: Sizes, device: str, name: str, shape: dict[str, Any] | None = None, folder: Path | None = None) -> dict[str, Any]:
-    """The part `train_<shape>_<trainer>_<bits>_<length>`: training tokens a second, memory at its peak with and without weights, tokens sampled."""
+def run(
+    sizes: Sizes, device: str, names: Sequence[str], shapes: dict[str, dict] = SHAPES, folder: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """The parts `train_<shape>_<trainer>_<bits>_<length>`, one after the other: training tokens a second, memory at its peak with and without
+    weights, tokens sampled. All are of one trainer and precision; a shape's model is loaded once for its lengths, and what it leaves behind
+    counts as memory that training takes."""
     import torch
 
-    _, label, trainer, bits, length = name.split("_")
-    bits, length, shape = int(bits), int(length), shape or SHAPES[label]
-    checkpointing = label == "4b"  # the smaller ones, which find the crossover, as a study trains them
-    resident = opened(folder_of(label, shape, device, folder), trainer, bits, device, checkpointing)
-    loaded = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else measure.peak_memory_gb()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # quantising while loading holds more than training does
-    rows = random_rows(sizes.large_rows * sizes.large_steps, length, shape["vocab_size"], resident.tokenizer.eos_token_id)
-    resident.fresh(0)
-    clock = measure.Steps()
-    log = train(resident, rows, Settings(1e-4, "constant", 1, sizes.large_rows, 0.0, 0.0, 1.0, 0), progress=clock)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else measure.peak_memory_gb()
-    per_step = clock.seconds(SKIPPED)
-    return {
-        "model": label,
-        "trainer": trainer,
-        "bits": bits,
-        "length": length,
-        "rows_a_step": sizes.large_rows,
-        "checkpointing": checkpointing,
-        "replayed": log.replayed,
-        "train_tokens_per_second": measure.spread([sizes.large_rows * length / s for s in per_step]),
-        "train_step_seconds": measure.spread(per_step),
-        "losses": [h["loss"] for h in log.history],
-        "loaded_gb": loaded,
-        "peak_memory_gb": peak,
-        "memory_without_weights_gb": peak - loaded,
-        "sample_tokens_per_second": sampled(resident, device),
-        "shape": vars(Shape.of(resident.model)),
-    }
+    cuda = device == "cuda"
+    for label, lengths in lengths_of(names).items():
+        _, _, trainer, bits, _ = names[0].split("_")
+        checkpointing = label == "4b"  # the smaller ones, which find the crossover, as a study trains them
+        made = folder_of(label, shapes[label], device, folder)
+        before = torch.cuda.memory_allocated() / 1e9 if cuda else 0.0
+        resident = opened(made, trainer, int(bits), device, checkpointing)
+        weights = torch.cuda.memory_allocated() / 1e9 - before if cuda else measure.peak_memory_gb()
+        for length in lengths:
+            rows = random_rows(sizes.large_rows * sizes.large_steps, length, shapes[label]["vocab_size"], resident.tokenizer.eos_token_id)
+            resident.forget()
+            resident.fresh(0)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()  # quantising while loading holds more than training does
+            clock = measure.Steps()
+            log = train(resident, rows, Settings(1e-4, "constant", 1, sizes.large_rows, 0.0, 0.0, 1.0, 0), progress=clock)
+            peak = torch.cuda.max_memory_allocated() / 1e9 - before if cuda else measure.peak_memory_gb()
+            per_step = clock.seconds(SKIPPED)
+            yield {
+                "model": label,
+                "trainer": trainer,
+                "bits": int(bits),
+                "length": length,
+                "rows_a_step": sizes.large_rows,
+                "checkpointing": checkpointing,
+                "replayed": log.replayed,
+                "train_tokens_per_second": measure.spread([sizes.large_rows * length / s for s in per_step]),
+                "train_step_seconds": measure.spread(per_step),
+                "losses": [h["loss"] for h in log.history],
+                "loaded_gb": weights,
+                "peak_memory_gb": peak,
+                "memory_without_weights_gb": peak - weights,
+                "sample_tokens_per_second": sampled(resident, device),
+                "shape": vars(Shape.of(resident.model)),
+            }
+        resident.forget()
+        del resident
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+
+
+def lengths_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """By shape, in the order of their first part, the lengths of parts of one trainer and precision; InputError for parts of several."""
+    if len({tuple(name.split("_")[2:4]) for name in names}) != 1:
+        raise InputError(f"{', '.join(names)}: a process has one trainer and one precision")
+    found: dict[str, list[int]] = {}
+    for name in names:
+        _, label, _, _, length = name.split("_")
+        found.setdefault(label, []).append(int(length))
+    return found
 
 
 def sampled(resident: Resident, device: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ class Sizes:
     """Answers in numbers, lengths in tokens. A cycle trains on n_sampled rows (at least two batches), then samples n_sampled and n_eval answers.
 
     compared_* is the log-prob comparison (prompts, tokens each), scored_* the comparison of score distributions, large_* the training at
-    4B shape, packing_* the packed run: processes at once, chain shape, seconds a level.
+    4B shape, packing_* the packed run: processes at once, seconds with some of them and with all.
     """
 
     batch: int
@@ -34,14 +34,13 @@ class Sizes:
     large_rows: int = 4
     large_steps: int = 10
     packing_jobs: tuple[int, ...] = ()
-    packing_seconds: int = 120
+    packing_seconds: int = 40
+    packing_long: int = 360
 
 
 SIZES = {
     "cuda": Sizes(512, 112, 50, 256, 240, 3, 16, 64, 512, 112, large_lengths=(512, 2048), packing_jobs=(1, 2, 4, 8)),
-    "cuda-quick": Sizes(
-        512, 112, 50, 64, 48, 3, 8, 32, 128, 48, large_lengths=(512,), large_steps=6, packing_jobs=(1, 2), packing_seconds=60
-    ),
+    "cuda-quick": Sizes(512, 112, 50, 64, 48, 3, 8, 32, 128, 48, large_lengths=(512,), large_steps=6, packing_jobs=(1, 2), packing_long=60),
     "cpu": Sizes(16, 48, 16, 24, 24, 3, 8, 32, 128, 48),
     "cpu-quick": Sizes(8, 8, 4, 4, 4, 3, 4, 8, 12, 12, train_batch=2, max_length=64),
 }
