@@ -9,8 +9,11 @@ import subprocess
 from importlib import metadata
 
 from selftrain import paths
+from selftrain.errors import InputError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "sentence-transformers")
+PLAIN = "SELFTRAIN_PLAIN"  # what to do the plain way on CUDA, separated by commas, to see what the fast ways change
+WAYS = ("training", "sampling", "float32")  # the model's own passes; `generate`; weights and arithmetic (needs `training`)
 ON_A_GPU = ("unsloth", "unsloth_zoo", "bitsandbytes", "triton")  # named only where there is a GPU to use them
 
 
@@ -33,6 +36,16 @@ def commit() -> str | None:
         return os.environ.get("SELFTRAIN_COMMIT")
 
 
+def plain() -> tuple[str, ...]:
+    """What SELFTRAIN_PLAIN asks for, in the order of WAYS; InputError for a word that is none of them."""
+    asked = {word.strip() for word in os.environ.get(PLAIN, "").split(",")} - {""}
+    if unknown := sorted(asked - set(WAYS)):
+        raise InputError(f"{PLAIN}: no way {unknown[0]!r}; ways: {', '.join(WAYS)}")
+    if "float32" in asked and "training" not in asked:
+        raise InputError(f"{PLAIN}: float32 needs training, too: recorded passes are in bfloat16")
+    return tuple(way for way in WAYS if way in asked)
+
+
 @functools.cache
 def environment() -> dict[str, str | None]:
     """Versions, processor or GPU, and commit, as text values. The trainer of a cycle stands in its train_log.json."""
@@ -42,4 +55,5 @@ def environment() -> dict[str, str | None]:
     device = torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     versions = {name: _version(name) for name in PACKAGES}
     versions |= {name: version for name in ON_A_GPU if cuda and (version := _version(name))}
-    return {"python": platform.python_version(), "device": device, "commit": commit(), **versions}
+    asked = {"plain": ",".join(plain())} if plain() else {}
+    return {"python": platform.python_version(), "device": device, "commit": commit(), **asked, **versions}

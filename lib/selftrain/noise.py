@@ -9,7 +9,6 @@ import pandas as pd
 from scipy import stats
 
 from selftrain.analysis import CELL, arm
-from selftrain.errors import InputError
 from selftrain.results import whole_scores
 from selftrain.rules import COUNTED, RULES, Rule, Series, rates, verdicts
 
@@ -115,32 +114,6 @@ def other_traits(table: pd.DataFrame, threshold: float = 15.0) -> pd.DataFrame:
             "sustained": (change >= threshold).all(axis=1).groupby(level=each).sum(),
         }
     ).reset_index()
-
-
-def run_to_run(rows: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Chains that were run twice from scratch with the same seeds, cycle by cycle: chain, regime, init, cycle, trait_score and coherence of both runs, and
-    `difference` of the trait score, in points: what other machines, rounding in another order and, where it has changed between the two, the code do.
-    InputError where no chain is in both.
-    """
-    keys = ["chain", "regime", "init", "cycle"]
-    both = rows[rows["complete"].astype(bool)].merge(again[again["complete"].astype(bool)], on=keys, suffixes=("", "_again"))
-    if both.empty:
-        raise InputError("no complete chain is in both results; a chain's id holds its settings, so run the same panel again")
-    both = both[[*keys, "trait_score", "trait_score_again", "coherence", "coherence_again"]]
-    return both.assign(difference=both["trait_score_again"] - both["trait_score"]).sort_values(keys).reset_index(drop=True)
-
-
-def by_regime(twice: pd.DataFrame) -> pd.DataFrame:
-    """Of the rows of run_to_run from cycle 0 on, by regime and init: chains, and the root mean square, the mean and the greatest of the differences in
-    trait score and in coherence, in points, again minus first."""
-    some = twice[twice["cycle"] >= 0].assign(coherence_difference=twice["coherence_again"] - twice["coherence"])
-    groups = some.groupby(["regime", "init"])
-    found = {"chains": groups["chain"].nunique()}
-    for column, name in (("difference", "trait"), ("coherence_difference", "coherence")):
-        gaps = groups[column]
-        found |= {f"{name} rms": gaps.apply(lambda d: (d**2).mean() ** 0.5), f"{name} mean": gaps.mean()}
-        found |= {f"{name} most": gaps.apply(lambda d: d.abs().max())}
-    return pd.DataFrame(found).reset_index()
 
 
 def power(

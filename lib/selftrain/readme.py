@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas as pd
 
 from selftrain import analysis, claims, jsonl, paths, results, rules, study
+from selftrain import reruns as runs
 from selftrain.bench import report
 from selftrain.errors import InputError, run_command
 from selftrain.figures.common import panel_order
@@ -102,6 +103,16 @@ def ends() -> str:
     return _table(["regime", "arm", "chains", *kinds, "rise at any coherence"], lines)
 
 
+def reruns() -> str:
+    """How much a score of the main study differs between runs of the same chain with the same seeds."""
+    given = dict(study.read(MAIN).analysis)["23_noise_floor"]
+    rows = results.load([MAIN, *given.get("also", [])], committed=True)
+    again = {name: results.load(folder, committed=True) for name, folder in given["again"].items()}
+    table = runs.scatter(runs.every_run(rows, again)).sort_values("cycle", kind="stable")
+    lines = [[r.regime.upper(), r.init, str(r.chains), str(r.runs), f"{r.cycle:.1f}", f"{r.mean:.1f}"] for r in table.itertuples()]
+    return _table(["regime", "arm", "chains", "distinct runs", "sd of a cycle's trait score", "sd of its mean over cycles"], lines)
+
+
 def judge() -> str:
     """The offline judge's error on its validating half."""
     from selftrain.judge.validate import BARS, REPORT
@@ -147,7 +158,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
 
 
-BLOCKS = {"laptop": laptop, "claims": claim_table, "ends": ends, "arms": arms, "judge": judge, "speed": speed}
+BLOCKS = {"laptop": laptop, "claims": claim_table, "ends": ends, "reruns": reruns, "arms": arms, "judge": judge, "speed": speed}
 
 
 def filled(text: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from selftrain import memory, trainers
+from selftrain.environment import plain
 from selftrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ class Resident:
         self.model.eval()
         self.tokenizer, self.name, self.fingerprint, self.kind = tokenizer, name, fingerprint, kind
         self.rank, self.alpha, self.trainer, self.checkpointing = rank, alpha, trainer, checkpointing
-        self.plain_sampling = False  # recording answers has failed
+        self.plain_sampling = "sampling" in plain()  # asked for, or recording answers has failed
         self.is_base = False  # inside as_base
         self.layers: Any = None  # the layers as decoding runs them (joined.Layers)
         self.decoders: dict[tuple, Any] = {}  # what sampling has recorded, by shape, oldest first
         self.longest: dict[int, int] = {}  # longest prompt so far by new tokens, so that shapes only grow
-        self.plain_training = False  # recording training passes has failed
+        self.plain_training = "training" in plain()  # asked for, or recording training passes has failed
         self.passes: dict[int, Any] = {}  # what training has recorded, by sequences at once
         self.longest_row = 0  # tokens of the longest row trained on so far, so that these shapes only grow, too
         self.said: set[str] = set()  # why something was not recorded
@@ -72,7 +73,7 @@ class Resident:
         loader = trainers.unsloth_loader(rank=rank, alpha=alpha) if chosen == "unsloth" else None
         from selftrain import models
 
-        found = models.load(name, device=device, loader=loader)
+        found = models.load(name, device=device, dtype="float32" if "float32" in plain() else None, loader=loader)
         return cls(
             found.model, found.tokenizer, name=name, fingerprint=found.fingerprint, kind=found.kind, rank=rank, alpha=alpha, trainer=chosen
         )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from selftrain import trainers
+from selftrain.environment import plain
 from selftrain.formats import IGNORED
 from selftrain.resident import Resident
 from selftrain.tokenrows import on_token_rows
@@ -170,7 +171,7 @@ def train(
             if preference
             else SFTConfig(loss_type="nll", packing=False, **shared)
         )
-        by_autocast = resident.device.type == "cuda" and not args.bf16
+        by_autocast = resident.device.type == "cuda" and not args.bf16 and "float32" not in plain()
         trainer_class = on_token_rows(preference, rows, resident.tokenizer, by_autocast)
         dataset = datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows])
         try:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from selftrain import analysis, figures, jsonl, metrics, noise, paths, results, rules, study, tradeoff
+from scipy import stats
+from selftrain import analysis, figures, jsonl, metrics, noise, paths, reruns, results, rules, study, tradeoff
 from selftrain.errors import InputError
 from selftrain.panel import Panel, calibrate
 
@@ -289,19 +290,45 @@ def test_null_chains_are_held_against_the_judges_of_all_traits(small, tiny, resu
     assert table.set_index("judged").loc["lucky", "highest"] == pytest.approx(table.set_index("judged").loc["bliss", "highest"] + 20)
 
 
-def test_chains_run_twice_are_held_against_each_other_cycle_by_cycle(panel):
+def test_chains_run_again_are_held_against_each_other_cycle_by_cycle(panel):
     rows = results.load("s")
-    first = rows["chain"].iloc[0]
+    first, second = rows["chain"].unique()[:2]
     again = rows[rows["chain"] == first].assign(trait_score=lambda t: t["trait_score"] + t["cycle"])
-    found = noise.run_to_run(rows, again)
-    assert found["difference"].tolist() == [-1, 0, 1, 2] and set(found["chain"]) == {first}
-    (row,) = noise.by_regime(found.assign(coherence_again=found["coherence"] - 3)).to_dict("records")  # the base is left out
-    assert (row["regime"], row["init"], row["chains"]) == (rows["regime"].iloc[0], rows["init"].iloc[0], 1)
+    same = rows[rows["chain"].isin([first, second])]
+    runs = reruns.every_run(rows, {"again": again, "same": same})
+    assert set(runs["chain"]) == {first, second} and runs["run"].cat.categories.tolist() == ["first run", "again", "same"]
+    found = reruns.run_to_run(runs)
+    assert (
+        found.loc[found["run"] == "again", "difference"].tolist() == [-1, 0, 1, 2]
+        and (found.loc[found["run"] == "same", "difference"] == 0).all()
+    )
+    table = reruns.by_regime(found.assign(coherence_again=found["coherence"] - 3 * (found["run"] == "again")))  # the base is left out
+    row, equal = table.to_dict("records")
+    assert (row["run"], row["regime"], row["chains"], row["equal"]) == ("again", rows["regime"].iloc[0], 1, 0)
     assert [row[f"trait {what}"] for what in ("rms", "mean", "most")] == pytest.approx([(5 / 3) ** 0.5, 1, 2])
     assert [row[f"coherence {what}"] for what in ("rms", "mean", "most")] == pytest.approx([3, -3, 3])
-    assert len(figures.run_to_run(found)[1]) == 3
-    with pytest.raises(InputError, match="no complete chain is in both"):
-        noise.run_to_run(rows, again.assign(complete=False))
+    assert (equal["run"], equal["chains"], equal["equal"], equal["trait rms"]) == ("same", 2, 2, 0)
+    assert len(figures.run_to_run(found)[1]) == 3 + 2 * 3 and len(figures.ways(runs, least=3)[1]) == 3 * 3
+    with pytest.raises(InputError, match="again: no complete chain is in both"):
+        reruns.every_run(rows, {"again": again.assign(complete=False)})
+
+
+def test_a_run_that_repeats_another_is_counted_once_and_one_that_stands_apart_is_seen():
+    def run(shift):
+        levels = [(chain, cycle, 10.0 * n + shift(n)) for n, chain in enumerate("abc") for cycle in (0, 1, 2)]
+        table = pd.DataFrame(levels, columns=["chain", "cycle", "trait_score"])
+        return table.assign(regime="sft", init="reinit", coherence=80.0, complete=True)
+
+    first, high = run(lambda n: 0.0), run(lambda n: 6.0 + n)
+    runs = reruns.every_run(first, {"repeated": first, "high": high, "other": run(lambda n: 0.5)})
+    assert set(reruns.distinct(runs)["run"]) == {"first run", "high", "other"}
+    (row,) = reruns.scatter(runs).to_dict("records")
+    expected = np.mean([np.var([0, 6 + n, 0.5], ddof=1) for n in range(3)]) ** 0.5
+    assert (row["chains"], row["runs"]) == (3, 9) and row["cycle"] == pytest.approx(expected) == row["mean"]
+    table = reruns.apart(runs).set_index("run")
+    assert table.index.tolist() == ["first run", "high", "other"] and table.loc["high", "apart"] == pytest.approx(6 + 1 - 0.25)
+    low, up = stats.t.interval(0.95, 2, 7 - 0.25, stats.sem([6, 7, 8]))
+    assert table.loc["high", ["low", "high"]].tolist() == pytest.approx([low, up])
 
 
 def test_a_second_judge_stands_beside_the_first_and_a_newer_version_replaces_an_older(panel, letters, monkeypatch):

@@ -35,7 +35,7 @@ def part_names(sizes: Sizes, device: str) -> list[str]:
     if device == "cpu":
         return names
     packed = [f"packing_{jobs}" for jobs in sizes.packing_jobs]
-    return [*names, *packed, f"{packed[-1]}_turns", *large.parts(sizes)]
+    return [*names, *packed, *large.parts(sizes), f"{packed[-1]}_turns"]
 
 
 def groups(names: Sequence[str]) -> list[list[str]]:

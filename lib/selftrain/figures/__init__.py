@@ -2,9 +2,10 @@
 
 from selftrain.figures.arms import continual_vs_reinit, temperatures
 from selftrain.figures.common import ARM_STYLES, GREY, TRAIT_COLOURS, png, save, style
+from selftrain.figures.reruns import run_to_run, ways
 from selftrain.figures.sweeps import chain_so_far, pages, sweep_map, sweep_scores
 from selftrain.figures.tradeoff import coherence_floor, quality_by_cycle, tradeoff_paths
-from selftrain.figures.verdicts import example_verdicts, noise_floor, run_to_run, sensitivity
+from selftrain.figures.verdicts import example_verdicts, noise_floor, sensitivity
 
 __all__ = [
     "ARM_STYLES",
@@ -26,4 +27,5 @@ __all__ = [
     "sweep_scores",
     "temperatures",
     "tradeoff_paths",
+    "ways",
 ]

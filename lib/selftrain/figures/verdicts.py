@@ -13,14 +13,6 @@ from selftrain.figures.common import GREY, TRAIT_COLOURS, cycle_axis, panel_orde
 from selftrain.rules import SUSTAINED, Rule, exact_interval
 
 SHOWN = ("amplified", "static", "decayed")
-RUN_COLOURS = {
-    ("sft", "reinit"): "#0072B2",
-    ("sft", "continual"): "#D55E00",
-    ("sdf", "reinit"): "#009E73",
-    ("sdf", "continual"): "#CC79A7",
-    ("dpo", "reinit"): "#56B4E9",
-    ("dpo", "continual"): "#E69F00",
-}
 
 
 def representatives(table: pd.DataFrame) -> dict[str, pd.Series]:
@@ -134,34 +126,6 @@ def noise_floor(floor: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     axes[0][0].set_yticks(range(len(groups))[::-1], [f"{g['regime'].upper()} {g['arm']}" for g in groups])
     plt.close(figure)
     return figure, floor
-
-
-def run_to_run(twice: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Trait score and coherence of the same chains run twice, a point a cycle from 0 on, the last one of a chain filled; on the line nothing differs.
-
-    twice: the rows of noise.run_to_run.
-    """
-    twice = twice[twice["cycle"] >= 0]
-    arms = [arm for arm in RUN_COLOURS if arm in set(zip(twice["regime"], twice["init"], strict=True))]
-    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.3), layout="constrained")
-    for axis, (column, label) in zip(axes, (("trait_score", "trait score"), ("coherence", "coherence")), strict=True):
-        axis.plot([0, 100], [0, 100], color=GREY, lw=0.8, zorder=0)
-        for regime, init in arms:
-            mine = twice[(twice["regime"] == regime) & (twice["init"] == init)]
-            last, colour = mine["cycle"] == mine.groupby("chain")["cycle"].transform("max"), RUN_COLOURS[regime, init]
-            for some, face in ((mine[~last], "none"), (mine[last], colour)):
-                axis.scatter(some[column], some[f"{column}_again"], s=16, linewidths=0.9, edgecolors=colour, facecolors=face)
-        axis.set(
-            xlim=(0, 102), ylim=(0, 102), aspect="equal", xlabel=f"{label}, first run", ylabel="again" if column == "trait_score" else None
-        )
-    named = [
-        plt.Line2D([], [], marker="o", ls="", ms=4.5, color=RUN_COLOURS[arm], label=f"{arm[0].upper()} {arm[1]} ({n} chains)")
-        for arm in arms
-        for n in [twice.loc[(twice["regime"] == arm[0]) & (twice["init"] == arm[1]), "chain"].nunique()]
-    ]
-    figure.legend(handles=named, loc="outside right center", fontsize=8)
-    plt.close(figure)
-    return figure, twice
 
 
 def sensitivity(table: pd.DataFrame, floor: float = SUSTAINED.floor) -> tuple[Figure, pd.DataFrame]:
