@@ -14,7 +14,7 @@ NEEDS = {"11_sdf.ipynb": "gemma-3-270m"}
 
 scratch = Path(tempfile.mkdtemp(prefix="selftrain-tests-"))
 atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-for tables in ROOT.glob("results/*/tables"):
+for tables in ROOT.glob("results/**/tables"):
     shutil.copytree(tables, scratch / tables.relative_to(ROOT))
 os.environ |= {
     "SELFTRAIN_RESULTS": str(scratch / "results"),
