@@ -55,6 +55,10 @@ def test_a_resident_model_takes_the_ways(asked, tiny, monkeypatch):
         with pytest.raises(InputError, match="far enough"):
             Resident.open("tiny", rank=4, alpha=8, device="cpu")
         assert loaded["dtype"] == dtype
+    asked("training,float32")
+    monkeypatch.setattr("selftrain.trainers.choose", lambda trainer, name: "unsloth")
+    with pytest.raises(InputError, match="say trainer: trl"):
+        Resident.open("tiny", rank=4, alpha=8)
     monkeypatch.setattr(Resident, "device", property(lambda self: torch.device("cuda")))
     assert passes._why_not(made, 8) != ""
     made.plain_training = True

@@ -51,9 +51,9 @@ def run_to_run(twice: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def ways(runs: pd.DataFrame, least: int = 4) -> tuple[Figure, pd.DataFrame]:
-    """Trait score by cycle of chains that were run `least` times or more, a panel a chain, a line a run; a run that repeats an earlier one stands on its line.
+    """Trait score by cycle of chains that were run several times with the same seeds, a panel a chain, a line a run; a run that repeats an earlier one lies on its line.
 
-    runs: the rows of reruns.every_run.
+    runs: the rows of reruns.every_run; chains of fewer than `least` runs are left out.
     """
     some = runs[(runs["cycle"] >= 0) & (runs.groupby("chain")["run"].transform("nunique") >= least)]
     chains = some.drop_duplicates("chain").sort_values(
