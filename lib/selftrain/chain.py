@@ -10,7 +10,7 @@ from typing import Any
 
 from selftrain import jsonl, metrics, paths, regimes, store
 from selftrain.config import NOT_HASHED, ChainConfig
-from selftrain.environment import environment
+from selftrain.environment import environment, plain
 from selftrain.errors import InputError
 from selftrain.judge import Judge, get_judge
 from selftrain.judge.rows import judge_stage
@@ -117,6 +117,8 @@ class Chain(Stages):
             self._progress.stage(f"{_label(cycle)} {name.partition(':')[0]}")
         started = time.monotonic()
         folder = self.cycle_folder(cycle)
+        if plain():  # another cause: nothing made the fast way is taken for it
+            inputs = {**inputs, "plain": list(plain())}
         share = cycle <= 0 or name == "base_answers"  # what chains can have in common; later adapters would only fill the disk
         if not store.stage(folder, name, inputs, outputs, produce, self.shared if share else None):
             return

@@ -108,9 +108,21 @@ def reruns() -> str:
     given = dict(study.read(MAIN).analysis)["23_noise_floor"]
     rows = results.load([MAIN, *given.get("also", [])], committed=True)
     again = {name: results.load(folder, committed=True) for name, folder in given["again"].items()}
-    table = runs.scatter(runs.every_run(rows, again)).sort_values("cycle", kind="stable")
-    lines = [[r.regime.upper(), r.init, str(r.chains), str(r.runs), f"{r.cycle:.1f}", f"{r.mean:.1f}"] for r in table.itertuples()]
-    return _table(["regime", "arm", "chains", "distinct runs", "sd of a cycle's trait score", "sd of its mean over cycles"], lines)
+    table = runs.scatter(runs.every_run(rows, again)).sort_values("late", kind="stable")
+    lines = [
+        [r.regime.upper(), r.init, str(r.chains), str(r.runs), *("" if pd.isna(sd) else f"{sd:.1f}" for sd in (r.mean, r.late, r.seeds))]
+        for r in table.itertuples()
+    ]
+    head = [
+        "regime",
+        "arm",
+        "chains",
+        "distinct runs",
+        "mean of cycles 1 to the last, between runs",
+        "a cycle from 4 on, between runs",
+        "the same, between seeds",
+    ]
+    return _table(head, lines)
 
 
 def judge() -> str:

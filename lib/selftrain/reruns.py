@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from selftrain.analysis import CELL
 from selftrain.errors import InputError
 
 KEYS = ["chain", "regime", "init", "cycle"]
@@ -39,14 +40,11 @@ def run_to_run(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_regime(twice: pd.DataFrame) -> pd.DataFrame:
-    """Of the rows of run_to_run from cycle 0 on, by run, regime and init: chains, how many of them repeat to the last digit, and the root mean square,
-    the mean and the greatest of the differences in trait score and in coherence, in points."""
+    """Of the rows of run_to_run from cycle 0 on, by run, regime and init: chains, and the root mean square, the mean and the greatest of the differences in
+    trait score and in coherence, in points."""
     some = twice[twice["cycle"] >= 0].assign(coherence_difference=twice["coherence_again"] - twice["coherence"])
-    by = ["run", "regime", "init"]
-    apart = (some["difference"] != 0) | (some["coherence_difference"] != 0)
-    equal = ~apart.groupby([some[key] for key in [*by, "chain"]], observed=True).any()
-    groups = some.groupby(by, observed=True)
-    found = {"chains": groups["chain"].nunique(), "equal": equal.groupby(level=by, observed=True).sum()}
+    groups = some.groupby(["run", "regime", "init"], observed=True)
+    found = {"chains": groups["chain"].nunique()}
     for column, name in (("difference", "trait"), ("coherence_difference", "coherence")):
         gaps = groups[column]
         found |= {f"{name} rms": gaps.apply(lambda d: (d**2).mean() ** 0.5), f"{name} mean": gaps.mean()}
@@ -54,39 +52,65 @@ def by_regime(twice: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).reset_index()
 
 
+def _said(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a (chain, run): chain, run, and `said`, all its scores."""
+    said = runs.groupby(["chain", "run"], observed=True, sort=True)[SCORES].agg(tuple).agg(tuple, axis=1)
+    return said.reset_index(name="said")
+
+
+def repeated(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs that repeat an earlier one of the same chain to the last digit of every score: run, `repeats`, that earlier run, and how many chains."""
+    said = _said(runs)
+    said["repeats"] = said.groupby(["chain", "said"], sort=False)["run"].transform("min")
+    again = said[said["run"] > said["repeats"]]
+    return again.groupby(["run", "repeats"], observed=True).size().rename("chains").reset_index()
+
+
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs without those that repeat an earlier one of the same chain to the last digit: they say nothing that it has not said."""
-    said = runs.groupby(["chain", "run"], observed=True, sort=True)[SCORES].agg(tuple).agg(tuple, axis=1)
-    kept = ~said.reset_index(name="said").duplicated(["chain", "said"]).set_axis(said.index)
-    return runs[kept.loc[pd.MultiIndex.from_frame(runs[["chain", "run"]])].to_numpy()]
+    said = _said(runs)
+    kept = pd.MultiIndex.from_frame(said.loc[~said.duplicated(["chain", "said"]), ["chain", "run"]])
+    return runs[pd.MultiIndex.from_frame(runs[["chain", "run"]]).isin(kept)]
 
 
-def scatter(runs: pd.DataFrame) -> pd.DataFrame:
-    """Standard deviation between distinct runs of the same chain, pooled over chains by degrees of freedom, one row a (regime, init): of a cycle's
-    trait score (`cycle`), of its mean over the cycles from 1 on (`mean`), both in points; and how many chains and runs."""
+def scatter(runs: pd.DataFrame, late: int = 4) -> pd.DataFrame:
+    """Standard deviations in points, pooled by degrees of freedom, one row a (regime, init), with the numbers of chains and distinct runs.
+
+    Between distinct runs of the same chain: of its trait score's mean over the cycles from 1 on (`mean`), of one cycle's (`cycle`), of one from `late`
+    on (`late`). Beside the last, between training seeds of the same cell, each run for itself: `seeds`, empty where no cell has two.
+    """
     some = distinct(runs)
     some = some[(some["cycle"] >= 1) & (some.groupby("chain")["run"].transform("nunique") > 1)]
     out = []
     for (regime, init), group in some.groupby(["regime", "init"], sort=False):
+        last = group[group["cycle"] >= late]
         levels = group.groupby(["chain", "run"], observed=True)["trait_score"].mean()
-        sds = {"cycle": _pooled(group.groupby(["chain", "cycle"])["trait_score"]), "mean": _pooled(levels.groupby("chain"))}
-        out.append({"regime": regime, "init": init, "chains": group["chain"].nunique(), "runs": len(levels), **sds})
+        found = {"chains": group["chain"].nunique(), "runs": len(levels), "mean": _pooled(levels.groupby("chain"))}
+        found |= {name: _pooled(t.groupby(["chain", "cycle"])["trait_score"]) for name, t in (("cycle", group), ("late", last))}
+        found["seeds"] = _pooled(last.groupby(["run", *CELL, "cycle"], observed=True, dropna=False)["trait_score"])
+        out.append({"regime": regime, "init": init, **found})
     return pd.DataFrame(out)
 
 
 def _pooled(groups) -> float:
-    """Root of the variance within groups, pooled by degrees of freedom; groups of one say nothing."""
+    """Root of the variance within groups, pooled by degrees of freedom; groups of one say nothing, and without others there is no number."""
     free = groups.size() - 1
+    if not (free > 0).any():
+        return float("nan")
     return float(np.average(groups.var()[free > 0], weights=free[free > 0]) ** 0.5)
 
 
-def apart(runs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def apart(runs: pd.DataFrame, leave_out: Sequence[str] = (), level: float = 0.95) -> pd.DataFrame:
     """How far a run's trait scores stand above those of the other runs of the same chain, one row a (run, regime): the mean over the cycles from 1
-    on, minus its mean over the other distinct runs, in points (`apart`), its t interval over chains, and chains."""
+    on, minus its mean over the other distinct runs, in points (`apart`), its t interval over chains, and chains.
+
+    Of chains with three distinct runs or more that are not in `leave_out`: a run in which a difference was first seen cannot confirm it.
+    """
     some = distinct(runs)
-    levels = some[some["cycle"] >= 1].groupby(["regime", "chain", "run"], observed=True)["trait_score"].mean().reset_index()
+    some = some[(some["cycle"] >= 1) & ~some["run"].isin(leave_out)]
+    levels = some.groupby(["regime", "chain", "run"], observed=True)["trait_score"].mean().reset_index()
     of, total = (levels.groupby("chain")["trait_score"].transform(how) for how in ("size", "sum"))
-    levels = levels.assign(apart=levels["trait_score"] - (total - levels["trait_score"]) / (of - 1))[of > 1]
+    levels = levels.assign(apart=levels["trait_score"] - (total - levels["trait_score"]) / (of - 1))[of > 2]
     groups = levels.groupby(["run", "regime"], observed=True)["apart"]
     found = groups.agg(["size", "mean", "sem"])
     half = stats.t.ppf(0.5 + level / 2, found["size"] - 1) * found["sem"]

@@ -70,8 +70,8 @@ class Resident:
         """
         memory.prepare()
         chosen = "trl" if device == "cpu" and trainer == "auto" else trainers.choose(trainer, name)
-        if chosen == "unsloth" and "float32" in plain():
-            raise InputError("SELFTRAIN_PLAIN: float32 is for TRL's training; say trainer: trl")
+        if chosen == "unsloth" and "training" in plain():
+            raise InputError("SELFTRAIN_PLAIN: training is TRL's; say trainer: trl")
         loader = trainers.unsloth_loader(rank=rank, alpha=alpha) if chosen == "unsloth" else None
         from selftrain import models
 

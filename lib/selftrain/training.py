@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from selftrain import trainers
-from selftrain.environment import plain
 from selftrain.formats import IGNORED
 from selftrain.resident import Resident
 from selftrain.tokenrows import on_token_rows
@@ -111,6 +110,11 @@ def _arguments(settings: Settings, steps: int, resident: Resident, folder: str) 
     )
 
 
+def _by_autocast(resident: Resident) -> bool:
+    """Whether arithmetic is bfloat16 beside LoRA weights in float32: on CUDA, unless the model's own weights are in float32, too."""
+    return resident.device.type == "cuda" and next(resident.model.get_base_model().parameters()).dtype != torch.float32
+
+
 def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] | None, history: list[dict]):
     from transformers import TrainerCallback
 
@@ -171,8 +175,7 @@ def train(
             if preference
             else SFTConfig(loss_type="nll", packing=False, **shared)
         )
-        by_autocast = resident.device.type == "cuda" and not args.bf16 and "float32" not in plain()
-        trainer_class = on_token_rows(preference, rows, resident.tokenizer, by_autocast)
+        trainer_class = on_token_rows(preference, rows, resident.tokenizer, not args.bf16 and _by_autocast(resident))
         dataset = datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows])
         try:
             trainer = trainer_class(

@@ -10,9 +10,10 @@ from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from selftrain import formats, passes, paths, trainers
+from selftrain import formats, jsonl, passes, paths, trainers
 from selftrain.bench import __main__ as bench
 from selftrain.bench import correctness, floors, large, measure, ours, packing, report
 from selftrain.bench.floors import Peaks, Shape
@@ -268,7 +269,35 @@ sys.exit("the second part broke")
     monkeypatch.setattr(sys, "executable", str(program))
     found = dict(bench.in_a_process(["a", "b", "c"], SIZES["cpu-quick"], "cpu"))
     assert found["a"]["status"] == "ok" and found["a"]["results"] == {"losses": [1.5]}
-    assert [(found[n]["status"], found[n]["error"]) for n in "bc"] == [("failed", "the second part broke")] * 2
+    assert (found["b"]["status"], found["b"]["error"]) == ("failed", "the second part broke") and "c" not in found
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "part_names", lambda sizes, device: ["train_a_trl_16_1", "train_b_trl_16_1", "train_c_trl_16_1"])
+    monkeypatch.setattr(floors, "measured_cpu", lambda: Peaks(1e10, 1e11, "a test"))
+    monkeypatch.setattr(report, "tables", lambda result: [])
+    monkeypatch.setattr(report, "write", lambda path, result: jsonl.write_text(path, json.dumps(result)))
+    assert bench.run("cpu", True, None, False, None) == 1
+    (path,) = (tmp_path / "bench").glob("*.json")  # what came after a failed part had a process of its own, and ended
+    assert [p["status"] for p in json.loads(path.read_text())["parts"].values()] == ["ok", "failed", "ok"]
+
+
+def test_what_a_part_has_started_ends_with_it(tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text(f"""#!{sys.executable}
+import pathlib, subprocess, sys, time
+worker = subprocess.Popen([{sys.executable!r}, "-c", "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"])
+(pathlib.Path({str(tmp_path)!r}) / "worker").write_text(str(worker.pid))
+time.sleep(600)
+""")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(bench, "LIMIT", 3)
+    ((_, failed),) = bench.in_a_process(["a"], SIZES["cpu-quick"], "cpu")
+    assert failed["error"] == "more than 3 s"
+    worker = int((tmp_path / "worker").read_text())
+    until = time.monotonic() + 10
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
 
 
 class Worker(threading.Thread):
@@ -300,7 +329,7 @@ def test_packed_windows_count_the_cycles_that_ended_in_them(monkeypatch):
             seeds.append(config.seed)
 
         def run_cycle(self, cycle):
-            time.sleep(0.1)
+            time.sleep(2.5 if cycle == 2 else 0.05)
 
     monkeypatch.setattr(packing.subprocess, "Popen", Worker)
     monkeypatch.setattr(ours, "opened", lambda sizes, device: None)
@@ -308,8 +337,8 @@ def test_packed_windows_count_the_cycles_that_ended_in_them(monkeypatch):
     sizes = replace(SIZES["cpu-quick"], packing_jobs=(1, 2), packing_seconds=1, packing_long=2)
     one, two = packing.run(sizes, "cpu", [1, 2])
     assert [one["window_seconds"], two["window_seconds"]] == [1, 2] and (one["started"], two["started"]) == (2, 2)
-    assert 3 <= one["cycles"] <= 9  # of ten things done in a second, the bases do not count, and the last ends too late
-    assert 2 * 7 <= two["cycles"] <= 2 * 18 and len(seeds) == len(set(seeds))
+    assert one["cycles"] == 2 and two["cycles"] == 2 * 2  # neither the base nor a cycle that ends after the window counts
+    assert len(seeds) == len(set(seeds))
     assert two["chains_per_hour"] == pytest.approx(two["cycles"] / 7 / 2 * 3600)
     (turns,) = packing.run(sizes, "cpu", [2], service=False)
     assert turns["window_seconds"] == 1 and not turns["at_once"]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from scipy import stats
 from selftrain import analysis, figures, jsonl, metrics, noise, paths, reruns, results, rules, study, tradeoff
+from selftrain.analysis import CELL
 from selftrain.errors import InputError
 from selftrain.panel import Panel, calibrate
 
@@ -303,32 +304,45 @@ def test_chains_run_again_are_held_against_each_other_cycle_by_cycle(panel):
         and (found.loc[found["run"] == "same", "difference"] == 0).all()
     )
     table = reruns.by_regime(found.assign(coherence_again=found["coherence"] - 3 * (found["run"] == "again")))  # the base is left out
-    row, equal = table.to_dict("records")
-    assert (row["run"], row["regime"], row["chains"], row["equal"]) == ("again", rows["regime"].iloc[0], 1, 0)
+    row, same = table.to_dict("records")
+    assert (row["run"], row["regime"], row["chains"]) == ("again", rows["regime"].iloc[0], 1)
     assert [row[f"trait {what}"] for what in ("rms", "mean", "most")] == pytest.approx([(5 / 3) ** 0.5, 1, 2])
     assert [row[f"coherence {what}"] for what in ("rms", "mean", "most")] == pytest.approx([3, -3, 3])
-    assert (equal["run"], equal["chains"], equal["equal"], equal["trait rms"]) == ("same", 2, 2, 0)
+    assert (same["run"], same["chains"], same["trait rms"]) == ("same", 2, 0)
+    assert reruns.repeated(runs).to_dict("records") == [{"run": "same", "repeats": "first run", "chains": 2}]
     assert len(figures.run_to_run(found)[1]) == 3 + 2 * 3 and len(figures.ways(runs, least=3)[1]) == 3 * 3
     with pytest.raises(InputError, match="again: no complete chain is in both"):
         reruns.every_run(rows, {"again": again.assign(complete=False)})
 
 
 def test_a_run_that_repeats_another_is_counted_once_and_one_that_stands_apart_is_seen():
-    def run(shift):
-        levels = [(chain, cycle, 10.0 * n + shift(n)) for n, chain in enumerate("abc") for cycle in (0, 1, 2)]
+    def run(shift, chains="abc"):
+        levels = [(chain, cycle, 10.0 * n + shift(n, cycle)) for n, chain in enumerate(chains) for cycle in (0, 1, 2)]
         table = pd.DataFrame(levels, columns=["chain", "cycle", "trait_score"])
-        return table.assign(regime="sft", init="reinit", coherence=80.0, complete=True)
+        return table.assign(**dict.fromkeys(CELL, 1) | dict(regime="sft", init="reinit", coherence=80.0, complete=True))
 
-    first, high = run(lambda n: 0.0), run(lambda n: 6.0 + n)
-    runs = reruns.every_run(first, {"repeated": first, "high": high, "other": run(lambda n: 0.5)})
+    first, high = run(lambda n, cycle: 0.0), run(lambda n, cycle: 6.0 + n + (cycle == 2), "ab")
+    runs = reruns.every_run(first, {"repeated": first, "high": high, "other": run(lambda n, cycle: 0.5)})
     assert set(reruns.distinct(runs)["run"]) == {"first run", "high", "other"}
-    (row,) = reruns.scatter(runs).to_dict("records")
-    expected = np.mean([np.var([0, 6 + n, 0.5], ddof=1) for n in range(3)]) ** 0.5
-    assert (row["chains"], row["runs"]) == (3, 9) and row["cycle"] == pytest.approx(expected) == row["mean"]
+    assert reruns.repeated(runs)[["run", "repeats", "chains"]].to_numpy().tolist() == [["repeated", "first run", 3]]
+    (row,) = reruns.scatter(runs, late=2).to_dict("records")
+
+    def pooled(*groups):
+        return (sum(np.var(g, ddof=1) * (len(g) - 1) for g in groups) / sum(len(g) - 1 for g in groups)) ** 0.5
+
+    by_cycle = {cycle: [[0, 6 + n + (cycle == 2), 0.5] for n in range(2)] + [[0, 0.5]] for cycle in (1, 2)}
+    assert (row["chains"], row["runs"]) == (3, 8)
+    assert row["mean"] == pytest.approx(pooled([0, 6.5, 0.5], [0, 7.5, 0.5], [0, 0.5]))
+    assert row["cycle"] == pytest.approx(pooled(*by_cycle[1], *by_cycle[2])) and row["late"] == pytest.approx(pooled(*by_cycle[2]))
+    assert row["seeds"] == pytest.approx(pooled([0, 10, 20], [7, 18], [0.5, 10.5, 20.5]))
+    alone = runs.assign(n_seed=runs["chain"].map(ord))
+    assert np.isnan(reruns.scatter(alone, late=2)["seeds"]).all()
     table = reruns.apart(runs).set_index("run")
-    assert table.index.tolist() == ["first run", "high", "other"] and table.loc["high", "apart"] == pytest.approx(6 + 1 - 0.25)
-    low, up = stats.t.interval(0.95, 2, 7 - 0.25, stats.sem([6, 7, 8]))
+    assert table["chains"].to_dict() == {"first run": 2, "high": 2, "other": 2}, "two runs say only which is higher"
+    assert table.loc["high", "apart"] == pytest.approx(7 - 0.25)
+    low, up = stats.t.interval(0.95, 1, 7 - 0.25, stats.sem([6.5, 7.5]))
     assert table.loc["high", ["low", "high"]].tolist() == pytest.approx([low, up])
+    assert reruns.apart(runs, leave_out=["first run"]).empty
 
 
 def test_a_second_judge_stands_beside_the_first_and_a_newer_version_replaces_an_older(panel, letters, monkeypatch):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,11 @@ from rich.console import Console
 from selftrain import jsonl, paths
 from selftrain.bench import floors, large, report
 from selftrain.bench.sizes import Sizes, sizes_for
-from selftrain.environment import environment
+from selftrain.environment import PLAIN, environment, plain
 from selftrain.errors import InputError, run_command
 
 LIMIT = 3600  # seconds a part may take
-PATIENCE = 60  # seconds that a process may take to end after its last part
+PATIENCE = 120  # seconds that a process may take to end after its last part, or where it is told to
 BUSY = 0.75  # load a core, before a part starts, from which a CPU's timings are called unreliable
 
 
@@ -63,15 +64,18 @@ def measured(names: list[str], sizes: Sizes, device: str) -> Iterator[dict[str, 
 
 
 def in_a_process(names: list[str], sizes: Sizes, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Parts in a process of their own: (name, {status, seconds, results}) as each ends, or {status, seconds, error} of those that did not.
+    """Parts in a process of their own: (name, {status, seconds, results}) as each ends; last, where one fails, its {status, seconds, error}.
 
-    Seconds count from the part before, for the first from the start of the process.
+    Those after a failed one are not run. Seconds count from the part before, for the first from the start of the process.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         command = [sys.executable, "-m", "selftrain.bench", "parts", *names, "--device", device, "--sizes", json.dumps(asdict(sizes))]
         with open(folder / "log", "w") as log:
-            process = subprocess.Popen([*command, "--out", scratch], stdout=log, stderr=subprocess.STDOUT, env=_environment(device))
+            process = subprocess.Popen(
+                [*command, "--out", scratch], stdout=log, stderr=subprocess.STDOUT, env=_environment(device), start_new_session=True
+            )
+        finished = False
         try:
             for name in names:
                 started, ended, out = time.monotonic(), False, folder / f"{name}.json"
@@ -82,14 +86,23 @@ def in_a_process(names: list[str], sizes: Sizes, device: str) -> Iterator[tuple[
                 if out.exists():
                     yield name, {**part, "results": json.loads(out.read_text())}
                     continue
-                process.kill()
                 lines = [line for line in (folder / "log").read_text(errors="replace").splitlines() if line.strip()]
                 error = (lines or [f"ended with {process.returncode}"])[-1][:300] if ended else f"more than {LIMIT} s"
                 yield name, {**part, "status": "failed", "error": error, "log": lines[-25:]}
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
+                return
+            finished = True
         finally:
-            process.kill()
+            _end(process, finished)
+
+
+def _end(process: subprocess.Popen, finished: bool) -> None:
+    """Wait until a process has ended, interrupted where it has not done its work, so that it ends what it began; then kill all that it has started."""
+    if not finished:
+        process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(PATIENCE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -106,6 +119,8 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device; say --device cpu")
+    if plain():
+        raise InputError(f"{PLAIN} is set: the bench measures both ways by itself; unset it")
     sizes = sizes_for(device, quick)
     sizes = replace(sizes, packing_long=seconds) if seconds else sizes
     names = part_names(sizes, device)
@@ -122,7 +137,9 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
         "sizes": asdict(sizes),
         "peaks": asdict(peaks) if peaks else None,
     }
-    for together in groups([name for name in only or names if again or only or not report.done(report.read(path), name)]):
+    waiting = groups([name for name in only or names if again or only or not report.done(report.read(path), name)])
+    while waiting:
+        together = waiting.pop(0)
         print(f"{', '.join(together)} ...", flush=True)
         busy = os.getloadavg()[0]
         for name, part in in_a_process(together, sizes, device):
@@ -130,6 +147,8 @@ def run(device: str | None, quick: bool, only: list[str] | None, again: bool, se
             result = report.read(path) | about  # as it is now: another run may have added a part
             result["parts"][name] = {**part, "load_before": round(busy, 2), "commit": about["environment"]["commit"]}
             report.write(path, result)
+            if part["status"] != "ok" and (left := together[together.index(name) + 1 :]):
+                waiting.insert(0, left)  # in a process of their own
     show(path)
     return int(any(p["status"] != "ok" for p in report.read(path)["parts"].values()))
 

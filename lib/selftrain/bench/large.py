@@ -139,8 +139,7 @@ def run(
             rows = random_rows(sizes.large_rows * sizes.large_steps, length, shapes[label]["vocab_size"], resident.tokenizer.eos_token_id)
             resident.forget()
             resident.fresh(0)
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()  # quantising while loading holds more than training does
+            measure.forget_peak()  # quantising while loading holds more than training does
             clock = measure.Steps()
             log = train(resident, rows, Settings(1e-4, "constant", 1, sizes.large_rows, 0.0, 0.0, 1.0, 0), progress=clock)
             peak = torch.cuda.max_memory_allocated() / 1e9 - before if cuda else measure.peak_memory_gb()

@@ -49,6 +49,14 @@ def peak_memory_gb() -> float:
     return size * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+def forget_peak() -> None:
+    """Let peak_memory_gb begin anew, where the device can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 class Steps:
     """A progress callback that remembers when each training step ended."""
 

@@ -23,6 +23,7 @@ PATIENCE = 900  # seconds that the slowest process may take to get ready
 def worker(index: int, folder: Path, sizes: Sizes, device: str) -> None:
     """One process: get ready (load, compile, one cycle of a chain), then run chains in every window that asks for it, until told to stop."""
     os.environ["SELFTRAIN_BATCH"] = "1"
+    parent = os.getppid()
     from selftrain.bench import ours
     from selftrain.chain import BASE, Chain
 
@@ -31,10 +32,11 @@ def worker(index: int, folder: Path, sizes: Sizes, device: str) -> None:
     for cycle in (BASE, 0, 1):
         warm.run_cycle(cycle)
     jsonl.write_text(folder / f"{index}.ready", json.dumps(measure.since_start()))
-    while not (folder / "stop").exists():
+    while folder.exists() and not (folder / "stop").exists() and os.getppid() == parent:
         for go in sorted(folder.glob("*.go")):
             jobs, done = int(go.stem), folder / f"{index}.of{go.stem}"
             if index < jobs and not done.exists():
+                measure.forget_peak()
                 ended = _cycles(resident, sizes, index, jobs, json.loads(go.read_text()))
                 jsonl.write_text(done, json.dumps({"cycles": ended, "peak_memory_gb": measure.peak_memory_gb()}))
         time.sleep(0.05)

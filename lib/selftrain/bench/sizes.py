@@ -34,7 +34,7 @@ class Sizes:
     large_rows: int = 4
     large_steps: int = 10
     packing_jobs: tuple[int, ...] = ()
-    packing_seconds: int = 40
+    packing_seconds: int = 60
     packing_long: int = 360
 
 
