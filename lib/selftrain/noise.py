@@ -1,4 +1,4 @@
-"""The noise floor: how often a rule fires where nothing flows forward, how large the run-to-run error is, and what several seeds buy."""
+"""The noise floor: how often a rule fires where nothing flows forward, how a score scatters between seeds and answers, and what several seeds buy."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ RUN_COLOURS = {
     ("dpo", "continual"): "#E69F00",
 }
 WAY_COLOURS = ("#444444", "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7")
+MARKERS = "osD^vPX"
 
 
 def run_to_run(twice: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -60,23 +61,16 @@ def ways(runs: pd.DataFrame, least: int = 4) -> tuple[Figure, pd.DataFrame]:
         ["regime", "init", "trait", "n_seed", "seed"], ascending=[True, False, True, True, True]
     )
     names = [name for name in runs["run"].cat.categories if name in set(some["run"])]
+    looks = {name: dict(marker=MARKERS[n % 7], color=WAY_COLOURS[n % 7], mfc="none" if n % 2 else None) for n, name in enumerate(names)}
     columns = min(3, len(chains))
     rows = -(-len(chains) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.5 * columns, 2.1 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, chain in zip(axes.flat, chains.itertuples(), strict=False):
-        for place, name in enumerate(names):
+        for name, look in looks.items():
             mine = some[(some["chain"] == chain.chain) & (some["run"] == name)]
-            axis.plot(
-                mine["cycle"],
-                mine["trait_score"],
-                marker="osD^vPX"[place % 7],
-                ms=3.5,
-                lw=1.1,
-                color=WAY_COLOURS[place % 7],
-                mfc="none" if place % 2 else None,
-            )
+            axis.plot(mine["cycle"], mine["trait_score"], ms=3.5, lw=1.1, **look)
         axis.set_title(f"{chain.trait}, {chain.init}, N={chain.n_seed}, seed {chain.seed}")
         cycle_axis(axis, int(some["cycle"].max()), first=0)
     for axis in axes.flat[len(chains) :]:
@@ -84,10 +78,7 @@ def ways(runs: pd.DataFrame, least: int = 4) -> tuple[Figure, pd.DataFrame]:
     figure.supylabel("trait score", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("cycle")
-    named = [
-        plt.Line2D([], [], marker="osD^vPX"[n % 7], ms=4.5, color=WAY_COLOURS[n % 7], mfc="none" if n % 2 else None, label=name)
-        for n, name in enumerate(names)
-    ]
+    named = [plt.Line2D([], [], ms=4.5, label=name, **look) for name, look in looks.items()]
     figure.legend(handles=named, loc="outside lower center", ncols=2, fontsize=8)
     plt.close(figure)
     return figure, some[["run", "chain", "cycle", "trait_score", "coherence"]]
