@@ -94,12 +94,10 @@ class KeyedSampling:
 
 def left_padded(tokenizer, rows: list[list[int]], to: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded ids and attention mask, (rows, to)."""
-    ids = torch.full((len(rows), to), tokenizer.pad_token_id)
-    mask = torch.zeros((len(rows), to), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, to - len(row) :] = torch.tensor(row)
-        mask[i, to - len(row) :] = 1
-    return ids.to(device), mask.to(device)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (to - len(row)) + list(row) for row in rows])
+    mask = torch.arange(to) >= to - torch.tensor([[len(row)] for row in rows])
+    return ids.to(device), mask.long().to(device)
 
 
 def decoder(resident: Resident, batch: int, prompt_length: int, new_tokens: int, top_p: float = 1.0, top_k: int = 0) -> Any:
@@ -201,6 +199,7 @@ def sample(
     if not requests:
         return []
     tokenizer, device, how = resident.tokenizer, resident.device, (top_p, top_k)
+    end = tokenizer.eos_token_id  # looked up once: transformers finds it anew at each look
     ids = [prompt_ids(tokenizer, kind, r.prompt) for r in requests]
     longest = max(resident.longest.get(max_new_tokens, 0), -(-max(map(len, ids)) // BUCKET) * BUCKET)
     resident.longest[max_new_tokens] = longest
@@ -221,10 +220,10 @@ def sample(
             inputs, mask = left_padded(tokenizer, rows, max(map(len, rows)), device)
             made = _generated(resident, inputs, mask, keys, max_new_tokens, temperature, *how)
         for i, tokens in zip(places, made, strict=False):
-            end = next((n for n, token in enumerate(tokens) if token == tokenizer.eos_token_id), None)
-            body = tokens if end is None else tokens[:end]
+            finished = end in tokens
+            body = tokens[: tokens.index(end)] if finished else tokens
             text = tokenizer.decode(body, skip_special_tokens=True)
-            out[i] = Sampled(text.strip() if kind == "chat" else text.rstrip(), len(body), end is not None)
+            out[i] = Sampled(text.strip() if kind == "chat" else text.rstrip(), len(body), finished)
         if progress:
             progress(len(places))
     return out

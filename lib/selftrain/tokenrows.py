@@ -49,6 +49,9 @@ def on_token_rows(preference: bool, rows: Sequence[dict], tokenizer: Any, autoca
         def _prepare_dataset(self, dataset, *args, **kwargs):
             return dataset
 
+        def floating_point_ops(self, inputs):
+            return 0  # nobody reads it, and counting walks through every module
+
         def compute_loss(self, model, inputs, *args, **kwargs):
             if not self._proven:
                 _prove_pairs(inputs, rows) if preference else _prove_rows(inputs, rows, tokenizer.eos_token_id)

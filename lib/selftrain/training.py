@@ -5,10 +5,12 @@ Nothing else is left behind. Rows, LoRA targets, schedule, accumulation and seed
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +117,32 @@ def _by_autocast(resident: Resident) -> bool:
     return resident.device.type == "cuda" and next(resident.model.get_base_model().parameters()).dtype != torch.float32
 
 
+@contextlib.contextmanager
+def _settled(model: Any) -> Iterator[None]:
+    """A model whose modules stay the same: its parameters, and training mode, are found without a walk through all modules.
+
+    A trainer walks several times a step (training mode, clipping, clearing gradients), which takes as long as a small model's passes.
+    """
+    found = list(model.parameters())
+    model.train()
+    model.parameters = lambda recurse=True: iter(found)
+    model.train = lambda mode=True: model if model.training is mode else type(model).train(model, mode)
+    try:
+        yield
+    finally:
+        del model.parameters, model.train
+
+
+@contextlib.contextmanager
+def _heap_set_aside() -> Iterator[None]:
+    """What is there now is not looked through for garbage: accelerate does so as training starts, and it takes as long as ten steps of a small model."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] | None, history: list[dict]):
     from transformers import TrainerCallback
 
@@ -135,6 +163,42 @@ def _watch(resident: Resident, steps: int, progress: Callable[[int, int], None] 
     return Watch()
 
 
+def _train(resident: Resident, rows: Sequence[dict], settings: Settings, reference: str | None, replayed: bool, watch: Any) -> None:
+    """Make TRL's trainer and let it train; nothing keeps it afterwards."""
+    import datasets
+    from transformers import PrinterCallback
+    from trl import DPOConfig, SFTConfig
+
+    from selftrain import passes
+
+    preference = "prompt_ids" in rows[0]
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids") if preference else ("input_ids", "labels")
+    with tempfile.TemporaryDirectory() as folder:
+        shared = _arguments(settings, planned_steps(len(rows), settings), resident, folder)
+        args = (
+            DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared)
+            if preference
+            else SFTConfig(loss_type="nll", packing=False, **shared)
+        )
+        trainer_class = on_token_rows(preference, rows, resident.tokenizer, not args.bf16 and _by_autocast(resident))
+        dataset = datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows])
+        trainer = trainer_class(
+            model=resident.model, args=args, train_dataset=dataset, processing_class=resident.tokenizer, callbacks=[watch]
+        )
+        trainer.remove_callback(PrinterCallback)
+        if preference and replayed:
+            chosen, rejected = zip(*passes.reference_logps(resident, trainer, rows, reference, settings.batch_size), strict=True)
+            trainer.train_dataset = dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+            trainer.precompute_ref_logps = True
+        elif reference == "base":
+            with torch.no_grad():
+                for name, p in resident.model.named_parameters():
+                    if ".ref." in name and "lora_B" in name:
+                        p.zero_()
+        with _settled(resident.model):
+            trainer.train()
+
+
 def train(
     resident: Resident,
     rows: Sequence[dict[str, Any]],
@@ -151,9 +215,8 @@ def train(
     rows, settings) on a CPU.
     """
     import datasets
-    from transformers import PrinterCallback, set_seed
+    from transformers import set_seed
     from transformers.utils import logging as hf_logging
-    from trl import DPOConfig, SFTConfig
 
     from selftrain import passes  # imports transformers: Unsloth wants to be first
 
@@ -163,39 +226,13 @@ def train(
     trainers.check_lengths(resident.trainer, longest_row(rows))
     steps = planned_steps(len(rows), settings)
     history: list[dict] = []
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids") if preference else ("input_ids", "labels")
     set_seed(settings.seed)
     for name, p in resident.model.named_parameters():
         p.requires_grad_(".default." in name)
     at_once = settings.batch_size * (2 if preference else 1)
-    with tempfile.TemporaryDirectory() as folder, passes.replayed(resident, at_once, longest_row(rows)) as replayed:
-        shared = _arguments(settings, steps, resident, folder)
-        args = (
-            DPOConfig(beta=settings.beta, loss_type=["sigmoid"], **shared)
-            if preference
-            else SFTConfig(loss_type="nll", packing=False, **shared)
-        )
-        trainer_class = on_token_rows(preference, rows, resident.tokenizer, not args.bf16 and _by_autocast(resident))
-        dataset = datasets.Dataset.from_list([{k: row[k] for k in columns} for row in rows])
+    with passes.replayed(resident, at_once, longest_row(rows)) as replayed, _heap_set_aside():
         try:
-            trainer = trainer_class(
-                model=resident.model,
-                args=args,
-                train_dataset=dataset,
-                processing_class=resident.tokenizer,
-                callbacks=[_watch(resident, steps, progress, history)],
-            )
-            trainer.remove_callback(PrinterCallback)
-            if preference and replayed:
-                chosen, rejected = zip(*passes.reference_logps(resident, trainer, rows, reference, settings.batch_size), strict=True)
-                trainer.train_dataset = dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
-                trainer.precompute_ref_logps = True
-            elif reference == "base":
-                with torch.no_grad():
-                    for name, p in resident.model.named_parameters():
-                        if ".ref." in name and "lora_B" in name:
-                            p.zero_()
-            trainer.train()
+            _train(resident, rows, settings, reference, replayed, _watch(resident, steps, progress, history))
         finally:
             resident.clean()
     if resident.is_zero():

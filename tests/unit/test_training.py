@@ -217,3 +217,30 @@ def test_saturation_is_seen():
     assert training.TrainLog(10, 1, 1, early).saturated
     assert not training.TrainLog(10, 1, 1, early[1:] * 2).saturated
     assert not training.TrainLog(10, 1, 1, [{"loss": 0.001}] * 10).saturated
+
+
+def test_a_trainer_is_gone_when_its_training_ends_and_garbage_is_looked_for_everywhere_again(tiny):
+    import gc
+
+    from transformers import Trainer
+
+    frozen, rows = gc.get_freeze_count(), [formats.training_row(tiny.tokenizer, item, 200) for item in CHAT]
+    train(tiny, rows, settings())
+    assert not [o for o in gc.get_objects() if issubclass(type(o), Trainer)]
+    tiny.fresh(1)
+    with pytest.raises(training.TrainingDiverged):
+        train(tiny, rows, settings(lr=0.0))
+    assert gc.get_freeze_count() == frozen
+
+
+def test_a_settled_model_has_all_parameters_and_changes_its_mode_as_ever(tiny):
+    tiny.model.eval()
+    parameters = list(tiny.model.parameters())
+    with training._settled(tiny.model):
+        assert all(a is b for a, b in zip(tiny.model.parameters(), parameters, strict=True))
+        for mode in (True, False, True):
+            assert tiny.model.train(mode) is tiny.model
+            assert {m.training for m in tiny.model.modules()} == {mode}
+        tiny.model.eval()
+        assert not any(m.training for m in tiny.model.modules())
+    assert not {"parameters", "train"} & vars(tiny.model).keys()
