@@ -154,16 +154,19 @@ def judge() -> str:
 
 
 def speed() -> str:
-    """The newest committed GPU bench: this project against a plain baseline, Unsloth against TRL, and what is to be known of single parts."""
+    """The newest whole GPU bench that is committed: this project against a plain baseline, Unsloth against TRL, what is to be known of single
+    parts; and all committed runs beside each other."""
     path, result = report.newest("cuda", committed=True)
     commit = ", ".join(sorted({part["commit"] for part in result["parts"].values()}))
-    size = result["sizes"]
+    size, minutes = result["sizes"], sum(part["seconds"] for part in result["parts"].values()) / 60
     lines = [
         f"{result['device']['name']}, {result['date']}, commit {commit}, [`{path.name}`](results/bench/{path.name}): median (least-greatest). "
-        f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens."
+        f"A cycle trains on {size['n_sampled']} rows, then samples {size['n_sampled']} and {size['n_eval']} answers of up to {size['new_tokens']} tokens. "
+        f"The parts took {minutes:.0f} minutes."
     ]
     lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result))]
-    return "\n\n".join([*lines, "\n".join(f"- {note}" for note in report.notes(result))]).strip()
+    lines += ["\n".join(f"- {note}" for note in report.notes(result))] if report.notes(result) else []
+    return "\n\n".join([*lines, "All runs (hosts differ, and code):", _table(report.RUNS, report.runs())])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -92,8 +92,26 @@ def test_targets_are_reached_missed_or_not_measured():
     assert found["chains (cycles 0-6) a minute, over at least 6 minutes"]["reached"] is None  # the window was too short
     by_trainer = [t for name, t in found.items() if "Unsloth" in name]
     assert [(t["found"], t["reached"]) for t in by_trainer] == [(pytest.approx(1.3), True), (pytest.approx(0.75), False)]
+    alone = report.targets(made(packing_1={"jobs": 1, "chains_per_hour": 90.0, "window_seconds": 60}))
+    assert {t["target"]: t for t in alone}["throughput with packing, times the baseline"]["reached"] is None
     long = made(packing_4={**packed, "jobs": 4, "chains_per_hour": 660.0, "window_seconds": 360})
     assert {t["target"]: t for t in report.targets(long)}["chains (cycles 0-6) a minute, over at least 6 minutes"]["reached"]
+
+
+def test_all_committed_runs_stand_beside_each_other_and_the_newest_whole_one_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "COMMITTED", tmp_path)
+    packed = {"jobs": 8, "chains_per_hour": 480.0, "window_seconds": 360, "at_once": True}
+    both = {f"train_4b_{trainer}_16_512": trained(trainer, 1000, 20.0) for trainer in ("trl", "unsloth")}
+    whole, part, quick = made(packing_8=packed, **both), made(), made(packing_8=packed, **both)
+    for name, result, day in (("a", whole, "2026-11-23"), ("b", part, "2026-11-24"), ("c", quick | {"quick": True}, "2026-11-25")):
+        result["parts"]["ours"]["commit"] = f"{name}234567890"
+        report.write(tmp_path / f"{name}.json", result | {"date": day})
+    assert report.newest("cuda", committed=True)[0].name == "a.json"
+    first, second = report.runs()
+    assert first[:4] == ["[2026-11-23](results/bench/a.json), a234567", "70,000 (14.0 x)", "0.2 (1.5 x)", "10 (4.0 x)"]
+    assert first[4:6] == ["-", "480"] and "chains (cycles 0-6) a minute" in first[6] and "sampling" not in first[6]
+    assert second[0].startswith("[2026-11-24]") and second[4:] == ["-", "-", "none of those measured"]
+    assert len(first) == len(second) == len(report.RUNS)
 
 
 def test_the_crossover_is_the_size_from_which_unsloth_stays_faster():

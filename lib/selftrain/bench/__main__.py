@@ -26,7 +26,7 @@ from selftrain.environment import PLAIN, environment, plain
 from selftrain.errors import InputError, run_command
 
 LIMIT = 3600  # seconds a part may take
-PATIENCE = 120  # seconds that a process may take to end after its last part, or where it is told to
+GRACE = 120  # seconds that a process may take to end after its last part, or where it is told to
 BUSY = 0.75  # load a core, before a part starts, from which a CPU's timings are called unreliable
 
 
@@ -100,7 +100,7 @@ def _end(process: subprocess.Popen, finished: bool) -> None:
     if not finished:
         process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
+        process.wait(GRACE)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -24,6 +24,7 @@ NUMBERS = (
     ("first_sample_seconds", "first batch (recording), s", False),
     ("first_cycle_seconds", "first cycle (imports), s", False),
 )
+COMMITTED = paths.ROOT / "results" / "bench"
 
 
 def file_for(device_name: str, quick: bool, day: date | None = None) -> Path:
@@ -104,7 +105,8 @@ def pairs_of_trainers(result: dict[str, Any]) -> list[tuple[str, dict, dict]]:
 def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets for one H100, each with the value reached (None where it was not measured) and whether that is enough."""
     rows: list[tuple[str, float | None, float, bool]] = []
-    ours, base, packed = done(result, "ours"), done(result, "baseline"), chains_per_hour(result)
+    ours, base = done(result, "ours"), done(result, "baseline")
+    packed = {name: rate for name, rate in chains_per_hour(result).items() if not name.startswith("1 ")}
     best = max(packed, key=packed.get, default=None)
     rows.append(("sampling, times the baseline", ratio(result, "sample_tokens_per_second", True), 10, True))
     rows.append(("sampling, tokens/s", value(ours["sample_tokens_per_second"]) if ours else None, 60_000, True))
@@ -148,14 +150,38 @@ def crossover(result: dict[str, Any]) -> float | None:
 
 
 def newest(kind: str = "cuda", committed: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """The newest result of a device type, one's own before the committed ones; a quick one only where there is no other."""
-    own, ours = paths.RESULTS / "bench", paths.ROOT / "results" / "bench"
-    for folder in [ours] if committed else [own, ours]:
-        found = [(path, read(path)) for path in sorted(folder.glob("*.json"))]
-        found = [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
-        if found:
-            return max(found, key=lambda f: (not f[1]["quick"], f[1]["date"]))
+    """The newest result of a device type, one's own before the committed ones; a quick one, or one without training parts, only where there
+    is no other."""
+    for folder in [COMMITTED] if committed else [paths.RESULTS / "bench", COMMITTED]:
+        if found := results(folder, kind):
+            return max(found, key=lambda f: (not f[1]["quick"], bool(pairs_of_trainers(f[1])), f[1]["date"]))
     return None
+
+
+def results(folder: Path, kind: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The results of a device type in a folder, oldest first."""
+    found = [(path, read(path)) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
+    return [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
+
+
+def runs(kind: str = "cuda") -> list[list[str]]:
+    """Rows under RUNS, in Markdown: every committed result of a device type but the quick ones, oldest first; `x`: times better than its baseline."""
+    rows = []
+    for path, result in results(COMMITTED, kind):
+        if result["quick"]:
+            continue
+        ours, packed, row = (
+            done(result, "ours"),
+            chains_per_hour(result),
+            [f"[{result['date']}](results/bench/{path.name}), {result['parts']['ours']['commit'][:7]}"],
+        )
+        for key, _, more in NUMBERS[:3]:
+            times = ratio(result, key, more)
+            row.append(_shown(value(ours[key])) + (f" ({times:.1f} x)" if times else ""))
+        row += [_shown(packed.get(name)) for name in ("1 process", "8 processes at once")]
+        missed = [t["target"] for t in targets(result) if t["reached"] is False]
+        rows.append([*row, "; ".join(missed) or "none of those measured"])
+    return rows
 
 
 def _shown(number: Any) -> str:
@@ -176,6 +202,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     return [f"{', '.join(names)}: {text}" for text, names in by_text.items()]
 
 
+RUNS = ["run", *(what for _, what, _ in NUMBERS[:3]), "chains/hour, 1 process", "8 processes", "targets missed"]
 COMPARED = ["", "plain baseline", "this project", "times", "floor"]
 TRAINED = ["TRL / Unsloth, Qwen3's shapes", "tokens/s", "memory without weights, GB", "peak, GB", "tokens/s sampled"]
 
