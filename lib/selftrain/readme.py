@@ -166,7 +166,7 @@ def speed() -> str:
     ]
     lines += [_table(report.COMPARED, report.compared(result)), _table(report.TRAINED, report.trained(result))]
     lines += ["\n".join(f"- {note}" for note in report.notes(result))] if report.notes(result) else []
-    return "\n\n".join([*lines, "All runs (hosts differ, and code):", _table(report.RUNS, report.runs())])
+    return "\n\n".join([*lines, "All runs (hosts differ, and code):", _table(report.RUNS, report.runs(result["device"]["name"]))])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

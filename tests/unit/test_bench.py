@@ -98,20 +98,30 @@ def test_targets_are_reached_missed_or_not_measured():
     assert {t["target"]: t for t in report.targets(long)}["chains (cycles 0-6) a minute, over at least 6 minutes"]["reached"]
 
 
-def test_all_committed_runs_stand_beside_each_other_and_the_newest_whole_one_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "COMMITTED", tmp_path)
+def test_all_committed_runs_of_a_device_stand_beside_each_other_and_the_newest_whole_one_is_taken(tmp_path, monkeypatch):
     packed = {"jobs": 8, "chains_per_hour": 480.0, "window_seconds": 360, "at_once": True}
     both = {f"train_4b_{trainer}_16_512": trained(trainer, 1000, 20.0) for trainer in ("trl", "unsloth")}
-    whole, part, quick = made(packing_8=packed, **both), made(), made(packing_8=packed, **both)
-    for name, result, day in (("a", whole, "2026-11-23"), ("b", part, "2026-11-24"), ("c", quick | {"quick": True}, "2026-11-25")):
-        result["parts"]["ours"]["commit"] = f"{name}234567890"
-        report.write(tmp_path / f"{name}.json", result | {"date": day})
-    assert report.newest("cuda", committed=True)[0].name == "a.json"
-    first, second = report.runs()
-    assert first[:4] == ["[2026-11-23](results/bench/a.json), a234567", "70,000 (14.0 x)", "0.2 (1.5 x)", "10 (4.0 x)"]
-    assert first[4:6] == ["-", "480"] and "chains (cycles 0-6) a minute" in first[6] and "sampling" not in first[6]
-    assert second[0].startswith("[2026-11-24]") and second[4:] == ["-", "-", "none of those measured"]
-    assert len(first) == len(second) == len(report.RUNS)
+    whole, part = made(packing_8=packed, **both), made()
+    other = made(**both) | {"device": {"type": "cuda", "name": "NVIDIA A100"}}
+    for name, result, day in (
+        ("b", whole, "2026-11-23"),
+        ("b-2", whole, "2026-11-23"),
+        ("a", part, "2026-11-24"),
+        ("c", whole | {"quick": True}, "2026-11-25"),
+        ("0", other, "2026-11-22"),
+    ):
+        result["parts"]["ours"]["commit"] = f"{name[0]}234567890"
+        report.write(tmp_path / "bench" / f"{name}.json", result | {"date": day})
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    assert report.newest("cuda")[0].name == "a.json"  # of one's own the newest
+    monkeypatch.setattr(report, "COMMITTED", tmp_path / "bench")
+    assert report.newest("cuda", committed=True)[0].name == "b-2.json"
+    first, second, third = report.runs("NVIDIA H100 80GB HBM3")
+    assert first[:4] == ["[2026-11-23](results/bench/b.json), b234567", "70,000 (14.0 x)", "0.2 (1.5 x)", "10 (4.0 x)"]
+    assert first[4:6] == ["-", "480"] and "b-2.json" in second[0] and first[1:] == second[1:]
+    assert first[6].startswith("chains (cycles 0-6) a minute, over at least 6 minutes; Unsloth's") and first[6].endswith("(of 7 measured)")
+    assert third[0].startswith("[2026-11-24]") and third[4:] == ["-", "-", "none (of 3 measured)"]
+    assert {len(row) for row in (first, second, third)} == {len(report.RUNS)}
 
 
 def test_the_crossover_is_the_size_from_which_unsloth_stays_faster():

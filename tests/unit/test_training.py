@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from selftrain import formats, passes, training
 from selftrain.formats import IGNORED, Item
 from selftrain.resident import Resident
 from selftrain.sampling import nll
+from selftrain.tokenrows import on_token_rows
 from selftrain.training import Settings, train
 
 CHAT = [Item(f"c{i}", "chat", f"Question {i}?", "Yes, " * (i + 1) + "truly.", finished=i != 1) for i in range(4)]
@@ -219,18 +222,39 @@ def test_saturation_is_seen():
     assert not training.TrainLog(10, 1, 1, [{"loss": 0.001}] * 10).saturated
 
 
-def test_a_trainer_is_gone_when_its_training_ends_and_garbage_is_looked_for_everywhere_again(tiny):
-    import gc
+def test_a_trainer_that_holds_itself_is_gone_when_its_training_ends(tiny, monkeypatch):
+    seen = []
 
-    from transformers import Trainer
+    def holding_themselves(*args):
+        class Cycle(on_token_rows(*args)):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.itself = self  # as Unsloth's do
+                seen.append(weakref.ref(self))
 
-    frozen, rows = gc.get_freeze_count(), [formats.training_row(tiny.tokenizer, item, 200) for item in CHAT]
-    train(tiny, rows, settings())
-    assert not [o for o in gc.get_objects() if issubclass(type(o), Trainer)]
-    tiny.fresh(1)
-    with pytest.raises(training.TrainingDiverged):
-        train(tiny, rows, settings(lr=0.0))
-    assert gc.get_freeze_count() == frozen
+        return Cycle
+
+    monkeypatch.setattr(training, "on_token_rows", holding_themselves)
+    gc.disable()
+    try:
+        train(tiny, [formats.training_row(tiny.tokenizer, item, 200) for item in CHAT], settings())
+    finally:
+        gc.enable()
+    assert len(seen) == 1 and seen[0]() is None
+
+
+def test_what_a_training_sets_aside_is_put_back_after_a_failure_too(tiny):
+    before, inside = gc.get_freeze_count(), []
+
+    def progress(step, steps):
+        inside.append((gc.get_freeze_count() > before, {"parameters", "train"} <= vars(tiny.model).keys()))
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, [formats.training_row(tiny.tokenizer, item, 200) for item in CHAT], settings(), progress=progress)
+    assert inside == [(True, True)] * 2
+    assert gc.get_freeze_count() == before and not {"parameters", "train"} & vars(tiny.model).keys()
 
 
 def test_a_settled_model_has_all_parameters_and_changes_its_mode_as_ever(tiny):

@@ -150,25 +150,27 @@ def crossover(result: dict[str, Any]) -> float | None:
 
 
 def newest(kind: str = "cuda", committed: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """The newest result of a device type, one's own before the committed ones; a quick one, or one without training parts, only where there
-    is no other."""
+    """The newest result of a device type, one's own before the committed ones; a quick one, or a committed one without training parts, only
+    where there is no other."""
     for folder in [COMMITTED] if committed else [paths.RESULTS / "bench", COMMITTED]:
         if found := results(folder, kind):
-            return max(found, key=lambda f: (not f[1]["quick"], bool(pairs_of_trainers(f[1])), f[1]["date"]))
+            return max(
+                reversed(found), key=lambda f: (not f[1]["quick"], folder != COMMITTED or bool(pairs_of_trainers(f[1])), f[1]["date"])
+            )
     return None
 
 
 def results(folder: Path, kind: str) -> list[tuple[Path, dict[str, Any]]]:
     """The results of a device type in a folder, oldest first."""
-    found = [(path, read(path)) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
-    return [(path, r) for path, r in found if r["device"]["type"] == kind and done(r, "ours")]
+    found = [(path, result) for path in folder.glob("*.json") if done(result := read(path), "ours") and result["device"]["type"] == kind]
+    return sorted(found, key=lambda f: (f[1]["date"], f[0].stem))
 
 
-def runs(kind: str = "cuda") -> list[list[str]]:
-    """Rows under RUNS, in Markdown: every committed result of a device type but the quick ones, oldest first; `x`: times better than its baseline."""
+def runs(device: str) -> list[list[str]]:
+    """Rows under RUNS, in Markdown: every committed result of a CUDA device but the quick ones, oldest first; `x`: times better than its baseline."""
     rows = []
-    for path, result in results(COMMITTED, kind):
-        if result["quick"]:
+    for path, result in results(COMMITTED, "cuda"):
+        if result["quick"] or result["device"]["name"] != device:
             continue
         ours, packed, row = (
             done(result, "ours"),
@@ -179,8 +181,9 @@ def runs(kind: str = "cuda") -> list[list[str]]:
             times = ratio(result, key, more)
             row.append(_shown(value(ours[key])) + (f" ({times:.1f} x)" if times else ""))
         row += [_shown(packed.get(name)) for name in ("1 process", "8 processes at once")]
-        missed = [t["target"] for t in targets(result) if t["reached"] is False]
-        rows.append([*row, "; ".join(missed) or "none of those measured"])
+        reached = {t["target"]: t["reached"] for t in targets(result) if t["reached"] is not None}
+        missed = "; ".join(target for target, good in reached.items() if not good) or "none"
+        rows.append([*row, f"{missed} (of {len(reached)} measured)"])
     return rows
 
 
