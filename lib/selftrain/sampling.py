@@ -95,7 +95,7 @@ class KeyedSampling:
 def left_padded(tokenizer, rows: list[list[int]], to: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-padded ids and attention mask, (rows, to)."""
     pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (to - len(row)) + list(row) for row in rows])
+    ids = torch.tensor([[pad] * (to - len(row)) + row for row in rows])
     mask = torch.arange(to) >= to - torch.tensor([[len(row)] for row in rows])
     return ids.to(device), mask.long().to(device)
 

@@ -106,15 +106,14 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets for one H100, each with the value reached (None where it was not measured) and whether that is enough."""
     rows: list[tuple[str, float | None, float, bool]] = []
     ours, base = done(result, "ours"), done(result, "baseline")
-    packed = {name: rate for name, rate in chains_per_hour(result).items() if not name.startswith("1 ")}
-    best = max(packed, key=packed.get, default=None)
+    windows = [r for name in result["parts"] if name.startswith("packing_") and (r := done(result, name))]
+    packed = max((r["chains_per_hour"] for r in windows if r["jobs"] > 1), default=None)
     rows.append(("sampling, times the baseline", ratio(result, "sample_tokens_per_second", True), 10, True))
     rows.append(("sampling, tokens/s", value(ours["sample_tokens_per_second"]) if ours else None, 60_000, True))
     rows.append(("a cycle in one process, times the baseline", ratio(result, "cycle_seconds", False), 2.5, True))
     alone = 3600 / (CYCLES * value(base["cycle_seconds"])) if base else None
-    rows.append(("throughput with packing, times the baseline", packed[best] / alone if best and alone else None, 10, True))
-    long = [r for name in result["parts"] if name.startswith("packing_") and (r := done(result, name)) and r["window_seconds"] >= 360]
-    minute = max((r["chains_per_hour"] / 60 for r in long), default=None)
+    rows.append(("throughput with packing, times the baseline", packed / alone if packed and alone else None, 10, True))
+    minute = max((r["chains_per_hour"] / 60 for r in windows if r["window_seconds"] >= 360), default=None)
     rows.append(("chains (cycles 0-6) a minute, over at least 6 minutes", minute, 9, True))
     for what, trl, unsloth in pairs_of_trainers(result):
         if what.startswith("4b"):
@@ -150,13 +149,11 @@ def crossover(result: dict[str, Any]) -> float | None:
 
 
 def newest(kind: str = "cuda", committed: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """The newest result of a device type, one's own before the committed ones; a quick one, or a committed one without training parts, only
-    where there is no other."""
+    """The newest result of a device type, one's own before the committed ones; a quick one, or one without training parts, only where there
+    is no other."""
     for folder in [COMMITTED] if committed else [paths.RESULTS / "bench", COMMITTED]:
         if found := results(folder, kind):
-            return max(
-                reversed(found), key=lambda f: (not f[1]["quick"], folder != COMMITTED or bool(pairs_of_trainers(f[1])), f[1]["date"])
-            )
+            return max(reversed(found), key=lambda f: (not f[1]["quick"], bool(pairs_of_trainers(f[1])), f[1]["date"]))
     return None
 
 
@@ -172,11 +169,8 @@ def runs(device: str) -> list[list[str]]:
     for path, result in results(COMMITTED, "cuda"):
         if result["quick"] or result["device"]["name"] != device:
             continue
-        ours, packed, row = (
-            done(result, "ours"),
-            chains_per_hour(result),
-            [f"[{result['date']}](results/bench/{path.name}), {result['parts']['ours']['commit'][:7]}"],
-        )
+        ours, packed = done(result, "ours"), chains_per_hour(result)
+        row = [f"[{result['date']}](results/bench/{path.name}), {result['parts']['ours']['commit'][:7]}"]
         for key, _, more in NUMBERS[:3]:
             times = ratio(result, key, more)
             row.append(_shown(value(ours[key])) + (f" ({times:.1f} x)" if times else ""))
